@@ -1,0 +1,110 @@
+"""Image sets that live in memory as uint8, and are augmented and normalised in batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from slimcli.errors import SettingsError
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Per-sample random shifts of up to `shift` pixels (edges filled with 0), and horizontal flips."""
+
+    shift: int = 0
+    flip: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`none`, or a comma-separated list of `shift:N` and `flip`."""
+        shift, flip = 0, False
+        for part in text.split(","):
+            name, _, number = part.strip().partition(":")
+            if name == "shift" and number.isdigit():
+                shift = int(number)
+            elif part.strip() == "flip":
+                flip = True
+            elif part.strip() != "none":
+                raise SettingsError(f"--augment {text!r} is not understood", "use auto, none, shift:N, flip or shift:N,flip")
+        return cls(shift, flip)
+
+
+@dataclass(frozen=True)
+class ImageLoader:
+    """Batches of one split. `images` is uint8 (N, C, H, W), `labels` int64 (N,); both stay on `device`.
+
+    The order and the augmentation of an epoch follow from `seed` and its number alone, so that any epoch can be had again.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch_size: int
+    shuffle: bool = False
+    augment: Augment = Augment()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.augment.shift:
+            pad = (self.augment.shift,) * 4
+            object.__setattr__(self, "images", torch.nn.functional.pad(self.images, pad))
+
+    @property
+    def samples(self) -> int:
+        """How many images an epoch has."""
+        return len(self.labels)
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        """The batches of epoch `index`: float32 images (B, C, H, W), normalised, and labels (B,)."""
+        device = self.images.device
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        order = torch.randperm(self.samples, generator=generator) if self.shuffle else torch.arange(self.samples)
+        scale = 1 / (255 * torch.tensor(self.std, device=device).view(-1, 1, 1))
+        offset = -torch.tensor(self.mean, device=device).view(-1, 1, 1) * 255 * scale
+        for chosen in order.split(self.batch_size):
+            images = self._augmented(chosen, generator).float().mul_(scale).add_(offset)
+            yield images, self.labels[chosen.to(device)]
+
+    def _augmented(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        device, shift = self.images.device, self.augment.shift
+        images = self.images
+        if shift:
+            size = 2 * shift + 1
+            height, width = images.shape[2] - 2 * shift, images.shape[3] - 2 * shift
+            windows = images.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, size, size, H, W): a view
+            corner = torch.randint(size, (2, len(chosen)), generator=generator).to(device)
+            batch = windows[chosen.to(device), :, corner[0], corner[1]]
+        else:
+            batch = images[chosen.to(device)]
+        if self.augment.flip:
+            flipped = torch.rand(len(chosen), generator=generator).to(device) < 0.5
+            batch = torch.where(flipped.view(-1, 1, 1, 1), batch.flip(3), batch)
+        return batch
+
+    def plain(self) -> ImageLoader:
+        """The same images in order, without augmentation."""
+        shift = self.augment.shift
+        images = self.images[..., shift : self.images.shape[2] - shift, shift : self.images.shape[3] - shift]
+        return replace(self, images=images, shuffle=False, augment=Augment())
+
+
+def split_off(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices (rest, held out): about `fraction` of every class, the same ones for the same labels every time."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    by_class = order[labels[order].argsort(stable=True)]
+    count = max(1, round(len(labels) * fraction))
+    positions = (torch.arange(count) * len(labels)).div(count, rounding_mode="floor")
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[by_class[positions]] = True
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()

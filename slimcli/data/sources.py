@@ -1,0 +1,209 @@
+"""`--data`: a name or spec becomes three loaders."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimcli.data import FORMS, KNOWN, KnownData, folders, user
+from slimcli.data.loaders import Data
+from slimcli.data.memory import Augment, ImageLoader, split_off
+from slimcli.errors import DataError, suggest
+from slimcli.records import JsonDict
+from slimcli.settings import DataSettings
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """Images uint8 (N, C, H, W) and labels int64 (N,) of both splits."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+
+def open_data(
+    settings: DataSettings,
+    recorded: JsonDict | None = None,
+    *,
+    batch_size: int,
+    seed: int,
+    device: str = "cpu",
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+) -> Data:
+    """Open the data set that the settings name, or the one `recorded` in a checkpoint, or the built-in digits.
+
+    Normalisation: the settings', else the checkpoint's (`normalisation`), else the data set's usual one, else measured on
+    the training images, which `Data.note` then says. Raises `DataError`.
+    """
+    recorded = recorded or {}
+    spec = settings.data or recorded.get("name") or "digits"
+    holdout = recorded.get("holdout", settings.holdout) if settings.data in (None, recorded.get("name")) else settings.holdout
+    if ".py:" in spec:
+        return user.open_loaders(spec)
+    known = KNOWN.get(spec)
+    root = Path(settings.data_root or os.environ.get("SLIM_DATA") or "data")
+    arrays = _arrays(spec, root)
+    x_train, y_train = arrays.x_train, arrays.y_train
+    classes = max(known.classes if known else 0, int(max(y_train.max(), arrays.y_test.max())) + 1)
+    mean, std, note = _normalisation(settings, normalisation, known, x_train)
+    if settings.val_data is None:
+        rest, held = split_off(y_train, holdout)
+        x_held, y_held = x_train[held], y_train[held]
+        x_train, y_train = x_train[rest], y_train[rest]
+    else:
+        val = _arrays(settings.val_data, root)
+        x_held, y_held = val.x_test, val.y_test
+        if x_held.shape[1:] != x_train.shape[1:]:
+            raise DataError(
+                f"--val-data {settings.val_data} has images of {tuple(x_held.shape[1:])}, not {tuple(x_train.shape[1:])}",
+                "give images of the same shape",
+            )
+    if settings.train_samples is not None and settings.train_samples < len(y_train):
+        kept = split_off(y_train, settings.train_samples / len(y_train))[1]
+        x_train, y_train = x_train[kept], y_train[kept]
+    augment = settings.augment
+    if augment == "auto":
+        augment = known.augment if known else "none"
+
+    def loader(images: Tensor, labels: Tensor) -> ImageLoader:
+        return ImageLoader(images.to(device), labels.to(device), mean, std, batch_size)
+
+    train = replace(loader(x_train, y_train), shuffle=True, augment=Augment.parse(augment), seed=seed)
+    shape = tuple(x_train.shape[1:])
+    return Data(
+        name=spec,
+        shape=(shape[0], shape[1], shape[2]),
+        classes=classes,
+        mean=mean,
+        std=std,
+        train=train,
+        held_out=replace(loader(x_held, y_held), batch_size=max(batch_size, 500)),
+        test=replace(loader(arrays.x_test, arrays.y_test), batch_size=max(batch_size, 500)),
+        spec={"name": spec, "holdout": holdout} | ({"val_data": settings.val_data} if settings.val_data else {}),
+        note=note,
+    )
+
+
+def check_fits(data: Data, arch: str, classes: int, input_shape: tuple[int, ...]) -> None:
+    """Raise `DataError` where a network for `classes` and `input_shape` cannot take this data."""
+    if data.shape[0] != input_shape[0]:
+        raise DataError(
+            f"{arch} takes images with {input_shape[0]} channel(s), {data.name} has {data.shape[0]}", "choose data that fits it"
+        )
+    if data.classes != classes:
+        raise DataError(f"{arch} tells {classes} classes apart, {data.name} has {data.classes}", "choose data that fits it")
+    if data.shape != tuple(input_shape):
+        raise DataError(
+            f"{arch} was made for images of {tuple(input_shape)}, {data.name} has {data.shape}", "choose data that fits it"
+        )
+
+
+def _arrays(spec: str, root: Path) -> _Arrays:
+    if spec == "digits":
+        with resources.as_file(resources.files("slimcli.data") / "digits.npz") as path:
+            return _npz(path)
+    if spec in ("mnist", "fashion-mnist"):
+        return _mnist(spec, root)
+    if spec in ("cifar10", "cifar100"):
+        return _npz(root / "cifar10.npz") if spec == "cifar10" and (root / "cifar10.npz").exists() else _cifar(spec, root)
+    form, _, path_text = spec.partition(":")
+    if form == "npz" and path_text:
+        return _npz(Path(path_text))
+    if form == "folder" and path_text:
+        return _Arrays(*folders.read(Path(path_text)))
+    raise DataError(f"there is no data set {spec!r}", f"{suggest(spec, KNOWN)} (or {', '.join(FORMS)})")
+
+
+def _torchvision(build: Callable[[], Any], name: str, root: Path) -> Any:
+    if not root.is_dir():
+        raise DataError(
+            f"{name} is looked for in {root}, which does not exist", "name its folder with --data-root or the variable SLIM_DATA"
+        )
+    try:
+        return build()
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"{name} is not in {root}", "name another folder with --data-root or SLIM_DATA, laid out as torchvision does"
+        ) from error
+
+
+def _mnist(name: str, root: Path) -> _Arrays:
+    from torchvision import datasets
+
+    kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
+    train, test = (_torchvision(lambda part=part: kind(root, train=part), name, root) for part in (True, False))
+    return _Arrays(train.data[:, None], train.targets, test.data[:, None], test.targets)
+
+
+def _cifar(name: str, root: Path) -> _Arrays:
+    from torchvision import datasets
+
+    kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    train, test = (_torchvision(lambda part=part: kind(root, train=part), name, root) for part in (True, False))
+    return _Arrays(
+        _channels_first(train.data), torch.tensor(train.targets), _channels_first(test.data), torch.tensor(test.targets)
+    )
+
+
+def _npz(path: Path) -> _Arrays:
+    if not path.is_file():
+        raise DataError(f"there is no file {path}", "check the path after npz:")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            folders.check_memory(str(path), sum(entry.file_size for entry in archive.infolist()))
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {key: content[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+    except KeyError as error:
+        raise DataError(f"{path} lacks an array: {error}", "it needs x_train, y_train, x_test and y_test") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is no npz file of plain arrays, or it is damaged ({error})", "write it again") from error
+    for key in ("x_train", "x_test"):
+        if arrays[key].dtype != np.uint8 or arrays[key].ndim not in (3, 4) or len(arrays[key]) == 0:
+            raise DataError(
+                f"{path}: {key} is {arrays[key].dtype} of shape {arrays[key].shape}", "images must be uint8, N x H x W (x C)"
+            )
+        if len(arrays[key]) != len(arrays[key.replace("x", "y", 1)]):
+            raise DataError(f"{path}: {key} and its labels differ in length", "one label per image")
+    labels = [torch.from_numpy(arrays[key].astype(np.int64).reshape(-1)) for key in ("y_train", "y_test")]
+    if any(int(part.min()) < 0 for part in labels):
+        raise DataError(f"{path} has negative labels", "number the classes from 0")
+    return _Arrays(_channels_first(arrays["x_train"]), labels[0], _channels_first(arrays["x_test"]), labels[1])
+
+
+def _channels_first(images: np.ndarray[Any, Any]) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(images))
+    return tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
+
+
+def _normalisation(
+    settings: DataSettings,
+    recorded: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    known: KnownData | None,
+    images: Tensor,
+) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+    channels = images.shape[1]
+    if settings.mean is not None and settings.std is not None:
+        if {len(settings.mean), len(settings.std)} - {channels}:
+            raise DataError(
+                f"--mean and --std have {len(settings.mean)} and {len(settings.std)} values, the images {channels} channel(s)",
+                "give one value per channel, as fractions of 1",
+            )
+        return settings.mean, settings.std, ""
+    if recorded is not None:
+        return *recorded, ""
+    if known is not None:
+        return known.mean, known.std, "the data set's usual normalisation is assumed; give --mean and --std if it was another"
+    sample = images[:: max(1, len(images) // 10_000)].double() / 255
+    mean, std = sample.mean((0, 2, 3)).tolist(), sample.std((0, 2, 3)).clamp(min=1e-3).tolist()
+    return tuple(mean), tuple(std), "normalised by the training images' own mean and std; give --mean and --std if it was another"

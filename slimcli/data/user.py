@@ -1,0 +1,80 @@
+"""`FILE.py:CALLABLE`: loaders from the user's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from slimcli.data.loaders import Data
+from slimcli.data.memory import Batch
+from slimcli.errors import DataError
+from slimcli.foreign import load_callable
+
+
+@dataclass(frozen=True)
+class _UserLoader:
+    """A user's iterable of (images, labels) batches, which does its own shuffling and normalising."""
+
+    batches: Any
+    samples: int
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        yield from self.batches
+
+
+def open_loaders(spec: str) -> Data:
+    """The loaders that the callable returns; a third of two is split off the training data set. Raises `DataError`."""
+    family, _, name = spec.rpartition(":")
+    build = load_callable(spec, family, name, DataError)
+    try:
+        loaders = tuple(build())
+    except Exception as error:
+        raise DataError(f"{spec} failed: {type(error).__name__}: {error}", "--debug shows where") from error
+    if len(loaders) not in (2, 3) or not all(isinstance(part, Sized) for part in loaders):
+        raise DataError(f"{spec} must return two loaders (train, test) or three (train, held-out, test)", "each with a length")
+    if len(loaders) == 2:
+        loaders = (*_hold_out(spec, loaders[0]), loaders[1])
+    parts = []
+    for loader in loaders:
+        labels = [torch.as_tensor(y) for _, y in loader]
+        parts.append((_UserLoader(loader, sum(len(y) for y in labels)), int(max(y.max() for y in labels)) + 1))
+    images = next(iter(loaders[0]))[0]
+    shape = tuple(images.shape[1:])
+    if len(shape) != 3 or not images.is_floating_point():
+        raise DataError(f"{spec}: images are {images.dtype} of shape {tuple(images.shape)}", "give float (B, C, H, W), normalised")
+    return Data(
+        name=spec,
+        shape=(shape[0], shape[1], shape[2]),
+        classes=max(classes for _, classes in parts),
+        mean=None,
+        std=None,
+        train=parts[0][0],
+        held_out=parts[1][0],
+        test=parts[2][0],
+        spec={"name": spec},
+    )
+
+
+def _hold_out(spec: str, train: Any) -> tuple[Any, Any]:
+    if not isinstance(train, DataLoader) or not isinstance(train.dataset, Sized) or train.batch_size is None:
+        raise DataError(
+            f"{spec} returns two loaders, and no held-out part can be split off the first",
+            "return three loaders (train, held-out, test), or a torch DataLoader over a data set with a length",
+        )
+    count = len(train.dataset)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    held = max(1, count // 10)
+
+    def part(indices: list[int], shuffle: bool) -> DataLoader[Any]:
+        return DataLoader(
+            Subset(train.dataset, indices), train.batch_size, shuffle=shuffle, num_workers=train.num_workers, collate_fn=train.collate_fn
+        )
+
+    return part(sorted(order[held:]), shuffle=True), part(sorted(order[:held]), shuffle=False)

@@ -1,0 +1,74 @@
+"""The error tree. `slimcli.cli.main` catches its root; each class names the exit code of the command.
+
+SlimError
+├── InputError            2   wrong use or bad input; nothing was written
+│   ├── CheckpointError       a file that is no checkpoint, or one that does not fit its network
+│   ├── ArchError             a network that cannot be named, built or pruned
+│   ├── DataError             a data set that cannot be found, read or held
+│   ├── SettingsError         a setting outside its range, or two that contradict each other
+│   └── RunDirError           a run folder that is taken, in use or incomplete
+└── FellShortError        1   the work ran, but its result is not what was asked for
+    ├── ParityError           the exported network computes something else
+    └── DivergedError         the loss is not finite
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SlimError(Exception):
+    """Carries one sentence that names the input and the reason, and a hint: the way out."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(SlimError):
+    """Wrong use or bad input."""
+
+    exit_code = 2
+
+
+class CheckpointError(InputError):
+    """A file that is no checkpoint, or one that does not fit its network."""
+
+
+class ArchError(InputError):
+    """A network that cannot be named, built or pruned."""
+
+
+class DataError(InputError):
+    """A data set that cannot be found, read or held."""
+
+
+class SettingsError(InputError):
+    """A setting outside its range, or two that contradict each other."""
+
+
+class RunDirError(InputError):
+    """A run folder that is taken, in use or incomplete."""
+
+
+class FellShortError(SlimError):
+    """The work ran, but its result is not what was asked for."""
+
+
+class ParityError(FellShortError):
+    """The exported network computes something else than the one it was exported from."""
+
+
+class DivergedError(FellShortError):
+    """The training loss is not finite."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest known name, or all of them when none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(names)}"

@@ -1,0 +1,269 @@
+"""Files to networks and back. Nothing in a file is ever run: every file is opened under `weights_only=True`, except a
+pickled module that the caller trusts by name.
+
+A slimcli checkpoint is a dict with `state_dict` and what is needed to rebuild the network around it: arch, input shape,
+class count, preprocessing, data spec, what was removed, norm history, metrics. The slim network's widths are read off
+the shapes in its state dict.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import slimcli
+from slimcli.errors import ArchError, CheckpointError, suggest
+from slimcli.networks import ARCHS, resolve
+from slimcli.networks.shortcut import ChannelPad
+from slimcli.records import JsonDict
+from slimcli.rundir import write_atomically
+
+FORMAT = "slimcli-checkpoint-1"
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_ELSEWHERE = {
+    ".onnx": "an ONNX file",
+    ".pt2": "an exported program (.pt2)",
+    ".safetensors": "a safetensors file",
+    ".h5": "a Keras file",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network's weights and everything that `slim` knows about them."""
+
+    state_dict: dict[str, Tensor]
+    arch: str
+    classes: int
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    data: JsonDict = field(default_factory=dict)
+    removed: dict[str, list[int]] = field(default_factory=dict)
+    history: dict[str, Any] | None = None
+    metrics: JsonDict = field(default_factory=dict)
+    path: str = ""
+    foreign: bool = False
+
+    def build(self) -> nn.Module:
+        """The network with these weights, in eval mode, its layers as wide as the state dict says.
+
+        Raises `CheckpointError` where keys or shapes do not fit; a foreign state dict must fit the dense network.
+        """
+        network = resolve.build(self.arch, self.classes, self.input_shape)
+        if not self.foreign:
+            _take_widths(network, self.state_dict)
+        _load_weights(network, self.state_dict, f"{self.path} does not fit {self.arch}")
+        return network.eval()
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint as one file, in full or not at all."""
+    content = {
+        "format": FORMAT,
+        "version": slimcli.__version__,
+        "arch": checkpoint.arch,
+        "classes": checkpoint.classes,
+        "input_shape": list(checkpoint.input_shape),
+        "preprocessing": {
+            "mean": list(checkpoint.mean) if checkpoint.mean else None,
+            "std": list(checkpoint.std) if checkpoint.std else None,
+        },
+        "state_dict": {key: value.detach().cpu().contiguous().clone() for key, value in checkpoint.state_dict.items()},
+        "removed": checkpoint.removed,
+        "history": checkpoint.history,
+        "data": checkpoint.data,
+        "metrics": checkpoint.metrics,
+    }
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def load(path: str | Path, arch: str | None = None, trust_pickle: bool = False) -> Checkpoint:
+    """The checkpoint in a file. A foreign one (a state dict in any common wrapping) wants its `arch`.
+
+    Raises `CheckpointError` for a file that is none, or one whose tensors do not fit `arch` (naming keys and shapes).
+    """
+    path = Path(path)
+    content = read(path, trust_pickle)
+    if isinstance(content, Mapping) and content.get("format") == FORMAT:
+        return _ours(path, content, arch)
+    state = state_dict_in(path, content)
+    if arch is None:
+        raise CheckpointError(
+            f"{path} holds weights but not the name of their network", f"name it with --arch, for example --arch {_guess(state)}"
+        )
+    if arch not in ARCHS and ":" not in arch:
+        raise ArchError(f"there is no network {arch!r}", suggest(arch, ARCHS))
+    return _foreign(path, state, arch)
+
+
+def read(path: Path, trust_pickle: bool = False) -> Any:
+    """What `torch.load` finds in the file, tensors and plain containers only; `CheckpointError` for anything else."""
+    if not path.exists():
+        raise CheckpointError(f"there is no file {path}", "check the path")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder", f"name the checkpoint in it, for example {path / 'model.pt'}")
+    if path.suffix in _ELSEWHERE:
+        raise CheckpointError(
+            f"{path} is {_ELSEWHERE[path.suffix]}, which cannot be pruned", "pass the PyTorch checkpoint it came from"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except Exception as error:
+        # Whatever a hostile or damaged file makes the restricted reader raise, it is one answer: this is no checkpoint.
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    text = str(error)
+    if "TorchScript" in text:
+        return CheckpointError(f"{path} is a TorchScript archive, which cannot be pruned", "pass the state dict it was made from")
+    if ".tar format" in text:
+        return CheckpointError(
+            f"{path} is in the tar format of PyTorch before 0.4, which cannot be read safely",
+            "save its state_dict() again with a current PyTorch",
+        )
+    if isinstance(error, pickle.UnpicklingError) and ("Unsupported" in text or "GLOBAL" in text):
+        what = text.partition("GLOBAL ")[2].split(" ")[0] or "Python objects"
+        return CheckpointError(
+            f"{path} holds pickled code ({what}), and none of it was run",
+            "pass its state_dict() instead; if it is a pickled module whose origin you trust, add --trust-pickle and --arch",
+        )
+    return CheckpointError(
+        f"{path} is no PyTorch checkpoint, or it is damaged ({type(error).__name__})", "save or copy the file again"
+    )
+
+
+def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoint:
+    try:
+        recorded = content["arch"]
+        checkpoint = Checkpoint(
+            state_dict=state_dict_in(path, content),
+            arch=recorded,
+            classes=int(content["classes"]),
+            input_shape=tuple(content["input_shape"]),
+            mean=_triple(content["preprocessing"]["mean"]),
+            std=_triple(content["preprocessing"]["std"]),
+            data=dict(content["data"]),
+            removed=dict(content["removed"]),
+            history=content["history"],
+            metrics=dict(content["metrics"]),
+            path=str(path),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} lacks a part of a slimcli checkpoint: {error}", "write it again with slim") from error
+    if arch is not None and arch != recorded:
+        raise CheckpointError(f"{path} is a {recorded}, not a {arch}", "leave --arch out: the checkpoint knows its network")
+    if arch is None and resolve.is_foreign(recorded):
+        raise ArchError(
+            f"{path} needs code from outside ({recorded}), which a file alone may not start", f"allow it with --arch {recorded}"
+        )
+    return checkpoint
+
+
+def _triple(values: list[float] | None) -> tuple[float, ...] | None:
+    return tuple(values) if values else None
+
+
+def state_dict_in(path: Path, content: Any) -> dict[str, Tensor]:
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
+    while isinstance(content, Mapping) and any(isinstance(content.get(key), Mapping | nn.Module) for key in _WRAPPERS):
+        content = next(content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping | nn.Module))
+        if isinstance(content, nn.Module):
+            content = content.state_dict()
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(
+            f"{path} holds no state dict",
+            "it must be one, or a dict that has it under state_dict, model or model_state_dict",
+        )
+    return {_bare(str(key)): value for key, value in content.items()}
+
+
+def _bare(key: str) -> str:
+    while key.startswith(_PREFIXES):
+        key = next(key.removeprefix(prefix) for prefix in _PREFIXES if key.startswith(prefix))
+    return key
+
+
+def _guess(state: Mapping[str, Tensor]) -> str:
+    """The built-in network whose keys the state dict has, as an example for the message."""
+    names = {key for key in state if not key.endswith("num_batches_tracked")}
+    for name, arch in ARCHS.items():
+        expected = resolve.build(name, 10, arch.input_shape).state_dict()
+        if names <= expected.keys() and {key for key in expected if key.endswith("weight")} <= names:
+            return name
+    return "file.py:build"
+
+
+def _foreign(path: Path, state: dict[str, Tensor], arch: str) -> Checkpoint:
+    input_shape = ARCHS[arch].input_shape if arch in ARCHS else (3, 224, 224)
+    weights = [value for value in state.values() if value.ndim >= 2]
+    first = next((value for value in weights if value.ndim == 4), None)
+    if first is not None:
+        input_shape = (first.shape[1], *input_shape[1:])
+    classes = weights[-1].shape[0] if weights else 0
+    return Checkpoint(state, arch, classes, input_shape, path=str(path), foreign=True)
+
+
+def _take_widths(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give every layer the widths of its tensors in the state dict (only where kind and kernel agree)."""
+    for name, module in network.named_modules():
+        if isinstance(module, ChannelPad) and f"{name}.selects" in state:
+            module.adopt(state[f"{name}.selects"])
+        weight = state.get(f"{name}.weight")
+        if weight is None or getattr(module, "weight", None) is None or weight.shape == module.weight.shape:
+            continue
+        if weight.shape[2:] != module.weight.shape[2:] or weight.ndim != module.weight.ndim:
+            continue  # not a narrower version of this layer: loading will name it
+        _resize(module, weight)
+
+
+def _resize(module: nn.Module, weight: Tensor) -> None:
+    if isinstance(module, nn.Conv2d):
+        if module.groups == module.in_channels:
+            module.groups = weight.shape[0]
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+        module.num_features = weight.shape[0]
+        module.running_mean, module.running_var = torch.zeros(weight.shape[0]), torch.ones(weight.shape[0])
+    else:
+        return
+    module.weight = nn.Parameter(torch.empty_like(weight))
+    if module.bias is not None:
+        module.bias = nn.Parameter(weight.new_empty(weight.shape[0]))
+
+
+def _load_weights(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
+    expected = network.state_dict()
+    fitting = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
+    # Loading fills in what published checkpoints lack (batch counters, shortcut selections): ask it what is missing.
+    missing = [key for key in network.load_state_dict(fitting, strict=False).missing_keys if key not in state]
+    surplus = [key for key in state if key not in expected]
+    shapes = [
+        f"{key} is {tuple(value.shape)} and should be {tuple(expected[key].shape)}"
+        for key, value in state.items()
+        if key in expected and key not in fitting
+    ]
+    faults = [
+        f"{what}: {', '.join(keys[:6])}{f' and {len(keys) - 6} more' if len(keys) > 6 else ''}"
+        for what, keys in (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
+        if keys
+    ]
+    if faults:
+        raise CheckpointError(f"{complaint}: {'; '.join(faults)}", "name the network that these weights belong to with --arch")
+    if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
+        bad = next(k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all()))
+        raise CheckpointError(f"{complaint}: {bad} holds values that are not finite", "use an earlier checkpoint")

@@ -1,0 +1,52 @@
+"""What a network costs: multiply-accumulates and parameters (HBFP's Eq. 1-3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from slimcli.records import LayerCost, NetworkCost
+
+
+def count(model: nn.Module, input_shape: Sequence[int]) -> NetworkCost:
+    """MACs for one input of `input_shape` (C, H, W), and parameters, in total and per conv and linear layer.
+
+    The total holds every product that torch's own counter knows, functional convolutions and attention included; a
+    layer's line holds its own. The model is left as it was.
+    """
+    training = model.training
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    reference = next(model.parameters())
+    counter = FlopCounterMode(display=False)
+    try:
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)  # fused attention goes uncounted
+        with torch.no_grad(), counter:
+            model(torch.zeros(1, *input_shape, device=reference.device, dtype=reference.dtype))
+    finally:
+        model.train(training)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    flops = counter.get_flop_counts()
+    root = type(model).__name__
+    layers = tuple(
+        LayerCost(
+            name=name,
+            type=type(module).__name__,
+            filters=module.weight.shape[0],
+            macs=sum(flops.get(f"{root}.{name}", {}).values()) // 2,
+            params=sum(p.numel() for p in module.parameters()),
+        )
+        for name, module in layers_of(model).items()
+    )
+    return NetworkCost(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()), layers)
+
+
+Layer = nn.Conv2d | nn.Linear
+
+
+def layers_of(model: nn.Module) -> dict[str, Layer]:
+    """Every conv and linear layer by its name, in definition order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}

@@ -1,0 +1,122 @@
+"""HBFP's raw material: the norm of every filter, epoch by epoch (Eq. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from slimcli.errors import CheckpointError, SettingsError
+from slimcli.networks import checkpoint
+from slimcli.networks.cost import layers_of
+from slimcli.records import ChannelGroup
+from slimcli.rundir import write_atomically
+from slimcli.settings import NORMS
+
+_ORDERS = {"l1": 1, "l2": 2}
+
+
+def filter_norms(weight: Tensor, norm: str = "l1") -> Tensor:
+    """One norm per output channel of a conv or linear weight (Eq. 4); float64, so that finite weights have finite norms.
+
+    Differentiable. l1 is the sum of absolute weights, l2 the Euclidean norm.
+    """
+    return torch.linalg.vector_norm(weight.flatten(1), _ORDERS[norm], dim=1, dtype=torch.float64)
+
+
+class NormHistory:
+    """The norms of every conv and linear layer's filters over the epochs of a training.
+
+    In any training loop::
+
+        history = NormHistory(model)  # before the first epoch
+        history.record()              # after every epoch
+
+    `layers[name]` is a float32 tensor of shape (epochs, filters). After filters were removed the survivors keep their
+    rows (`keep`) and later epochs are appended to them.
+    """
+
+    def __init__(self, model: nn.Module | None = None, norm: str = "l1") -> None:
+        if norm not in NORMS:
+            raise SettingsError(f"there is no norm {norm!r}", f"known are: {', '.join(NORMS)}")
+        self.norm = norm
+        self.layers: dict[str, Tensor] = {}
+        self._model = model
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were recorded."""
+        return max((len(rows) for rows in self.layers.values()), default=0)
+
+    @torch.no_grad()
+    def record(self, model: nn.Module | None = None) -> None:
+        """Append the present norms of every layer as one epoch."""
+        source = model if model is not None else self._model
+        if source is None:
+            raise SettingsError("this history watches no model", "pass the model to record()")
+        self._append({name: module.weight for name, module in layers_of(source).items()})
+
+    def _append(self, weights: Mapping[str, Tensor]) -> None:
+        for name, weight in weights.items():
+            row = filter_norms(weight, self.norm).float().cpu()[None]
+            before = self.layers.get(name)
+            if before is not None and before.shape[1] != row.shape[1]:
+                raise SettingsError(
+                    f"{name} has {row.shape[1]} filters, its history {before.shape[1]}", "tell the history what was removed: keep()"
+                )
+            self.layers[name] = row if before is None else torch.cat([before, row])
+
+    def keep(self, layer: str, filters: Iterable[int]) -> None:
+        """After a removal: the layer consists of these of its former filters, in this order."""
+        self.layers[layer] = self.layers[layer][:, list(filters)]
+
+    def of_group(self, group: ChannelGroup, window: int | None = None) -> list[Tensor]:
+        """The histories (epochs, units) of the group's members, each in the order of the group's units."""
+        return [self.layers[m.layer][:, list(m.channels)][-(window or 0) :] for m in group.members]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint stores."""
+        return {"norm": self.norm, "layers": dict(self.layers)}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+        """The history that `state_dict` gave."""
+        history = cls(norm=state["norm"])
+        history.layers = dict(state["layers"])
+        return history
+
+    def save(self, path: str | Path) -> None:
+        """Write the history alone to a file, which `slim prune --history FILE` reads."""
+        write_atomically(Path(path), lambda temporary: torch.save({"history": self.state_dict()}, temporary))
+
+    @classmethod
+    def from_files(cls, paths: Iterable[str | Path], like: nn.Module, norm: str = "l1") -> Self:
+        """The history that a user already has: one file written by `save`, or epoch checkpoints in the order of training.
+
+        Raises `CheckpointError` where a file does not belong to the network `like`.
+        """
+        widths = {name: module.weight.shape for name, module in layers_of(like).items()}
+        history = cls(norm=norm)
+        for path in map(Path, paths):
+            content = checkpoint.read(path)
+            if isinstance(content, Mapping) and isinstance(content.get("history"), Mapping) and "state_dict" not in content:
+                history = cls.from_state_dict(content["history"])
+                continue
+            state = checkpoint.state_dict_in(path, content)
+            weights = {name: state.get(f"{name}.weight") for name in widths}
+            odd = next((n for n, w in weights.items() if w is None or w.shape != widths[n]), None)
+            if odd is not None:
+                raise CheckpointError(f"{path} is no epoch of this network: {odd}.weight is missing or has another shape", "check the list")
+            history._append({name: weight for name, weight in weights.items() if weight is not None})
+        history.check_fits(like)
+        return history
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Raise `CheckpointError` unless there is a column for every filter of the model."""
+        for name, module in layers_of(model).items():
+            rows = self.layers.get(name)
+            if rows is None or rows.shape[1] != module.weight.shape[0]:
+                raise CheckpointError(f"the history does not belong to this network: it does not fit {name}", "check --history")

@@ -1,0 +1,117 @@
+"""Plain records that travel between the wings. No torch here: tensors stay in the modules that compute with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy of one network on one split: top-1 in percent, mean cross-entropy, number of samples."""
+
+    top1: float
+    loss: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One conv or linear layer: output channels, multiply-accumulates for one input, parameters (bias included)."""
+
+    name: str
+    type: str
+    filters: int
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """A network's multiply-accumulates for one input and all its parameters, and each conv and linear layer's share."""
+
+    macs: int
+    params: int
+    layers: tuple[LayerCost, ...]
+
+    def layer(self, name: str) -> LayerCost:
+        """The layer of that name."""
+        return next(layer for layer in self.layers if layer.name == name)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A conv or linear layer of a channel group: `channels[u]` is its output channel that belongs to the group's unit `u`."""
+
+    layer: str
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Output channels of one or several layers that can only be removed together, unit by unit.
+
+    `name` is the first member's layer. `reason` says why a group is not prunable.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    channels: int
+    prunable: bool = True
+    reason: str = ""
+
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a criterion decides for one group: filters to remove, or pairs of which the weaker filter will be removed."""
+
+    group: str
+    pairs: tuple[Pair, ...] = ()
+    filters: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One turn of the loop, as `metrics.json` shows it. `top1` is measured on the held-out split."""
+
+    index: int
+    macs: int
+    params: int
+    top1: float
+    top1_after_surgery: float
+    epochs: int
+    removed: int
+    seconds: float
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one inference call, over `runs` interleaved calls."""
+
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    min: float
+    runs: int
+    threads: int
+    batch: int
+    provider: str
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster `to` is than `of` (p50 over p50), with its 95 % bootstrap interval."""
+
+    of: str
+    to: str
+    ratio: float
+    low: float
+    high: float
+
+
+JsonDict = dict[str, Any]

@@ -1,0 +1,187 @@
+"""The settings of a run: what the flags and a recipe's keys become. Checked when made; no torch here.
+
+One key, one flag: `weight_decay` is `--weight-decay` on the command line and `weight_decay` in `recipe.toml`; a trailing
+underscore only keeps clear of Python's keywords (`lambda_` is `--lambda` and `lambda`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from slimcli.errors import SettingsError, suggest
+
+SCHEDULES = ("onecycle", "cosine", "constant")
+NORMS = ("l1", "l2")
+DISTANCES = ("l1", "l2", "cosine")
+PENALTIES = ("tie", "exp", "none")
+STOPS = ("epochs",)
+GRANULARITIES = ("filter",)
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    @classmethod
+    def from_recipe(cls, table: Mapping[str, Any]) -> Self:
+        """Settings from a recipe's table; lists become tuples; an unknown key is refused with the nearest known one."""
+        known = {field.name.rstrip("_"): field.name for field in fields(cls)}
+        for key in table:
+            if key not in known:
+                raise SettingsError(f"the recipe's [{cls.table()}] has an unknown key {key!r}", suggest(key, known))
+        missing = [key for key, name in known.items() if key not in table and _is_required(cls, name)]
+        if missing:
+            raise SettingsError(f"the recipe's [{cls.table()}] lacks {missing[0]!r}", "add it")
+        return cls(**{known[key]: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+
+    def to_recipe(self) -> dict[str, Any]:
+        """Every setting that has a value (TOML knows no null)."""
+        return {key.rstrip("_"): value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def table(cls) -> str:
+        """The recipe table's name."""
+        return cls.__name__.removesuffix("Settings").lower()
+
+
+def _is_required(cls: type[_Settings], name: str) -> bool:
+    return name in cls.__annotations__ and not hasattr(cls, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(_Settings):
+    """Which images, how they are normalised, and which part of the training images every choice is made on."""
+
+    data: str | None = None
+    data_root: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    holdout: float = 0.1
+    val_data: str | None = None
+    train_samples: int | None = None
+    augment: str = "auto"
+
+    def __post_init__(self) -> None:
+        _within("--holdout", self.holdout, 0.0, 0.5, open_low=True)
+        if (self.mean is None) != (self.std is None):
+            raise SettingsError("--mean and --std only make sense together", "give both, or neither")
+        if self.std is not None and not all(s > 0 for s in self.std):
+            raise SettingsError(f"--std {self.std} has a value that is not above 0", "give one positive number per channel")
+        if self.train_samples is not None:
+            _at_least("--train-samples", self.train_samples, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings(_Settings):
+    """How the network is trained, in every phase: SGD with Nesterov momentum."""
+
+    batch_size: int = 128
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    schedule: str = "onecycle"
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _at_least("--batch-size", self.batch_size, 1)
+        _within("--lr", self.lr, 0.0, math.inf, open_low=True)
+        _within("--momentum", self.momentum, 0.0, 1.0)
+        _within("--weight-decay", self.weight_decay, 0.0, math.inf)
+        _within("--label-smoothing", self.label_smoothing, 0.0, 1.0)
+        _one_of("--schedule", self.schedule, SCHEDULES)
+        _one_of("--device", self.device, DEVICES)
+        if self.seed < 0:
+            raise SettingsError(f"--seed {self.seed} is negative", "give a number from 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(DataSettings, FitSettings):
+    """`slim train`."""
+
+    arch: str
+    epochs: int = 20
+    norm: str = "l1"
+
+    def __post_init__(self) -> None:
+        DataSettings.__post_init__(self)
+        FitSettings.__post_init__(self)
+        _at_least("--epochs", self.epochs, 1)
+        _one_of("--norm", self.norm, NORMS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSettings(DataSettings, FitSettings):
+    """`slim prune`. The method's own parts (criterion, penalty) are None until `methods.resolve` fills them in."""
+
+    model: str = ""
+    method: str = "hbfp"
+    arch: str | None = None
+    history: tuple[str, ...] | None = None
+    trust_pickle: bool = False
+    macs: float | None = None
+    params: float | None = None
+    widths: tuple[int, ...] | None = None
+    iterations: int | None = None
+    max_drop: float = 1.0
+    criterion: str | None = None
+    penalty: str | None = None
+    amount: str = "10%"
+    granularity: str = "filter"
+    stop: str = "epochs"
+    lambda_: float = 1.0
+    norm: str = "l1"
+    distance: str = "l1"
+    window: int | None = None
+    linear: bool = False
+    observe_epochs: int = 3
+    tie_epochs: int = 1
+    epochs: int = 3
+    final_epochs: int = 20
+    deploy: bool = True
+
+    def __post_init__(self) -> None:
+        DataSettings.__post_init__(self)
+        FitSettings.__post_init__(self)
+        for flag, fraction in (("--macs", self.macs), ("--params", self.params)):
+            if fraction is not None and not 0 < fraction <= 1:
+                raise SettingsError(f"{flag} {fraction:g} is outside (0, 1]", "give the fraction to keep: 0.25 keeps a quarter")
+        for flag, count in (("--iterations", self.iterations), ("--window", self.window)):
+            if count is not None:
+                _at_least(flag, count, 1)
+        for width in self.widths or ():
+            _at_least("--widths", width, 1)
+        _within("--max-drop", self.max_drop, 0.0, 100.0)
+        _within("--lambda", self.lambda_, 0.0, math.inf)
+        _one_of("--norm", self.norm, NORMS)
+        _one_of("--distance", self.distance, DISTANCES)
+        _one_of("--stop", self.stop, STOPS)
+        _one_of("--granularity", self.granularity, GRANULARITIES)
+        if self.penalty is not None:
+            _one_of("--penalty", self.penalty, PENALTIES)
+        for flag, epochs in (
+            ("--observe-epochs", self.observe_epochs),
+            ("--tie-epochs", self.tie_epochs),
+            ("--epochs", self.epochs),
+            ("--final-epochs", self.final_epochs),
+        ):
+            _at_least(flag, epochs, 0)
+
+
+def _within(flag: str, value: float, low: float, high: float, open_low: bool = False) -> None:
+    if not (low < value if open_low else low <= value) or not value <= high or math.isinf(value):
+        bounds = f"{'above' if open_low else 'at least'} {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
+        raise SettingsError(f"{flag} {value:g} is out of range", f"it must be {bounds}")
+
+
+def _at_least(flag: str, value: int, low: int) -> None:
+    if value < low:
+        raise SettingsError(f"{flag} {value} is out of range", f"it must be at least {low}")
+
+
+def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise SettingsError(f"{flag} {value!r} is not known", suggest(value, known))
