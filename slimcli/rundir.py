@@ -10,7 +10,7 @@ import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import tomli_w
 
@@ -32,7 +32,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def free_path(path: Path) -> Path:
     """`path`, or the first of `path-2`, `path-3`, ... that does not exist."""
-    return next(p for p in itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))) if not p.exists())
+    return next(
+        p for p in itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))) if not p.exists()
+    )
+
+
+def default_path(arch: str, what: str) -> Path:
+    """`runs/<arch>-<what>`, numbered when taken."""
+    name = arch.rpartition(":")[2] if ".py:" in arch or arch.startswith(("torchvision:", "timm:")) else arch
+    return free_path(Path("runs") / f"{name.replace('/', '_').replace(':', '_')}-{what}")
 
 
 class RunDir:
@@ -64,8 +72,19 @@ class RunDir:
         if not overwrite:
             raise RunDirError(f"{self.path} already holds a run", "name another folder with -o, or pass --overwrite")
 
-    def create(self, recipe: JsonDict, overwrite: bool = False) -> None:
-        """Make the folder, take its lock, drop an overwritten run's files and write `recipe.toml`."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def create(self, recipe: JsonDict, overwrite: bool = False) -> Self:
+        """Make the folder, take its lock, drop an overwritten run's files and write `recipe.toml`.
+
+        The lock is held until the `with` block around the run ends.
+        """
         self.check_free(overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
@@ -75,6 +94,7 @@ class RunDir:
         self.state.mkdir()
         write_atomically(self.recipe, lambda path: path.write_text(tomli_w.dumps(recipe)))
         self.journal.touch()
+        return self
 
     def _take_lock(self) -> None:
         self._lock = (self.path / ".lock").open("a+")
@@ -83,8 +103,11 @@ class RunDir:
         except BlockingIOError:
             self._lock.seek(0)
             owner = self._lock.read().strip() or "unknown"
+            self._lock.close()
             self._lock = None
-            raise RunDirError(f"{self.path} is in use by process {owner}", "wait for it, or name another folder with -o") from None
+            raise RunDirError(
+                f"{self.path} is in use by process {owner}", "wait for it, or name another folder with -o"
+            ) from None
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
@@ -110,11 +133,17 @@ class RunDir:
 
     def read_metrics(self) -> JsonDict:
         """What `metrics.json` holds; `RunDirError` where there is none."""
-        return dict(json.loads(self._existing(self.metrics).read_text()))
+        try:
+            return dict(json.loads(self._existing(self.metrics).read_text()))
+        except ValueError as error:
+            raise RunDirError(f"{self.metrics} is damaged ({error})", "repeat the run: slim run recipe.toml") from error
 
     def read_recipe(self) -> JsonDict:
         """What `recipe.toml` holds; `RunDirError` where there is none."""
-        return tomllib.loads(self._existing(self.recipe).read_text())
+        try:
+            return tomllib.loads(self._existing(self.recipe).read_text())
+        except ValueError as error:
+            raise RunDirError(f"{self.recipe} is damaged ({error})", "mend it, or prune again") from error
 
     def _existing(self, path: Path) -> Path:
         if not self.path.is_dir():

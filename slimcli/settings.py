@@ -82,6 +82,7 @@ class FitSettings(_Settings):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
+    clip_norm: float = 1.0
     schedule: str = "onecycle"
     seed: int = 0
     device: str = "auto"
@@ -91,6 +92,7 @@ class FitSettings(_Settings):
         _within("--lr", self.lr, 0.0, math.inf, open_low=True)
         _within("--momentum", self.momentum, 0.0, 1.0)
         _within("--weight-decay", self.weight_decay, 0.0, math.inf)
+        _within("--clip-norm", self.clip_norm, 0.0, math.inf)
         _within("--label-smoothing", self.label_smoothing, 0.0, 1.0)
         _one_of("--schedule", self.schedule, SCHEDULES)
         _one_of("--device", self.device, DEVICES)

@@ -22,12 +22,15 @@ _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 KNOWN = {
     "digits": KnownData((1, 28, 28), 10, (0.1307,), (0.3081,), "shift:1", "6,000 + 1,000 images of MNIST, inside the package"),
     "mnist": KnownData((1, 28, 28), 10, (0.1307,), (0.3081,), "shift:1", "MNIST, 60,000 + 10,000 images"),
-    "fashion-mnist": KnownData(
-        (1, 28, 28), 10, (0.2860,), (0.3530,), "shift:1,flip", "Fashion-MNIST, 60,000 + 10,000 images"
-    ),
+    "fashion-mnist": KnownData((1, 28, 28), 10, (0.2860,), (0.3530,), "shift:1,flip", "Fashion-MNIST, 60,000 + 10,000 images"),
     "cifar10": KnownData((3, 32, 32), 10, _CIFAR_MEAN, _CIFAR_STD, "shift:4,flip", "CIFAR-10 (torchvision's, or cifar10.npz)"),
     "cifar100": KnownData(
-        (3, 32, 32), 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "shift:4,flip", "CIFAR-100 (torchvision's)"
+        (3, 32, 32),
+        100,
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        "shift:4,flip",
+        "CIFAR-100 (torchvision's)",
     ),
 }
 

@@ -24,7 +24,10 @@ def read(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         raise DataError(f"{path} has no images in its class folders: {error}", "each class is a folder with images") from error
     if parts[0].classes != parts[1].classes:
         odd = sorted(set(parts[0].classes) ^ set(parts[1].classes))
-        raise DataError(f"{path}: train/ and val/ differ in their classes ({', '.join(odd[:5])})", "give both the same class folders")
+        raise DataError(
+            f"{path}: train/ and val/ differ in their classes ({', '.join(odd[:5])})",
+            "give both the same class folders",
+        )
     first = v2.functional.pil_to_tensor(parts[0][0][0])
     samples = sum(len(part) for part in parts)
     check_memory(str(path), samples * first.numel())

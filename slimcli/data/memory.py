@@ -72,7 +72,7 @@ class ImageLoader:
         order = torch.randperm(self.samples, generator=generator) if self.shuffle else torch.arange(self.samples)
         scale = 1 / (255 * torch.tensor(self.std, device=device).view(-1, 1, 1))
         offset = -torch.tensor(self.mean, device=device).view(-1, 1, 1) * 255 * scale
-        for chosen in order.split(self.batch_size):
+        for chosen in torch.split(order, self.batch_size):
             images = self._augmented(chosen, generator).float().mul_(scale).add_(offset)
             yield images, self.labels[chosen.to(device)]
 

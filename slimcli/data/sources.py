@@ -99,13 +99,15 @@ def check_fits(data: Data, arch: str, classes: int, input_shape: tuple[int, ...]
     """Raise `DataError` where a network for `classes` and `input_shape` cannot take this data."""
     if data.shape[0] != input_shape[0]:
         raise DataError(
-            f"{arch} takes images with {input_shape[0]} channel(s), {data.name} has {data.shape[0]}", "choose data that fits it"
+            f"{arch} takes images with {input_shape[0]} channel(s), {data.name} has {data.shape[0]}",
+            "choose data that fits it",
         )
     if data.classes != classes:
         raise DataError(f"{arch} tells {classes} classes apart, {data.name} has {data.classes}", "choose data that fits it")
     if data.shape != tuple(input_shape):
         raise DataError(
-            f"{arch} was made for images of {tuple(input_shape)}, {data.name} has {data.shape}", "choose data that fits it"
+            f"{arch} was made for images of {tuple(input_shape)}, {data.name} has {data.shape}",
+            "choose data that fits it",
         )
 
 
@@ -128,13 +130,15 @@ def _arrays(spec: str, root: Path) -> _Arrays:
 def _torchvision(build: Callable[[], Any], name: str, root: Path) -> Any:
     if not root.is_dir():
         raise DataError(
-            f"{name} is looked for in {root}, which does not exist", "name its folder with --data-root or the variable SLIM_DATA"
+            f"{name} is looked for in {root}, which does not exist",
+            "name its folder with --data-root or the variable SLIM_DATA",
         )
     try:
         return build()
     except (RuntimeError, OSError) as error:
         raise DataError(
-            f"{name} is not in {root}", "name another folder with --data-root or SLIM_DATA, laid out as torchvision does"
+            f"{name} is not in {root}",
+            "name another folder with --data-root or SLIM_DATA, laid out as torchvision does",
         ) from error
 
 
@@ -142,7 +146,7 @@ def _mnist(name: str, root: Path) -> _Arrays:
     from torchvision import datasets
 
     kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
-    train, test = (_torchvision(lambda part=part: kind(root, train=part), name, root) for part in (True, False))
+    train, test = _torchvision(lambda: (kind(root, train=True), kind(root, train=False)), name, root)
     return _Arrays(train.data[:, None], train.targets, test.data[:, None], test.targets)
 
 
@@ -150,7 +154,7 @@ def _cifar(name: str, root: Path) -> _Arrays:
     from torchvision import datasets
 
     kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    train, test = (_torchvision(lambda part=part: kind(root, train=part), name, root) for part in (True, False))
+    train, test = _torchvision(lambda: (kind(root, train=True), kind(root, train=False)), name, root)
     return _Arrays(
         _channels_first(train.data), torch.tensor(train.targets), _channels_first(test.data), torch.tensor(test.targets)
     )
@@ -171,7 +175,8 @@ def _npz(path: Path) -> _Arrays:
     for key in ("x_train", "x_test"):
         if arrays[key].dtype != np.uint8 or arrays[key].ndim not in (3, 4) or len(arrays[key]) == 0:
             raise DataError(
-                f"{path}: {key} is {arrays[key].dtype} of shape {arrays[key].shape}", "images must be uint8, N x H x W (x C)"
+                f"{path}: {key} is {arrays[key].dtype} of shape {arrays[key].shape}",
+                "images must be uint8, N x H x W (x C)",
             )
         if len(arrays[key]) != len(arrays[key.replace("x", "y", 1)]):
             raise DataError(f"{path}: {key} and its labels differ in length", "one label per image")
@@ -203,7 +208,15 @@ def _normalisation(
     if recorded is not None:
         return *recorded, ""
     if known is not None:
-        return known.mean, known.std, "the data set's usual normalisation is assumed; give --mean and --std if it was another"
+        return (
+            known.mean,
+            known.std,
+            "the data set's usual normalisation is assumed; give --mean and --std if it was another",
+        )
     sample = images[:: max(1, len(images) // 10_000)].double() / 255
     mean, std = sample.mean((0, 2, 3)).tolist(), sample.std((0, 2, 3)).clamp(min=1e-3).tolist()
-    return tuple(mean), tuple(std), "normalised by the training images' own mean and std; give --mean and --std if it was another"
+    return (
+        tuple(mean),
+        tuple(std),
+        "normalised by the training images' own mean and std; give --mean and --std if it was another",
+    )

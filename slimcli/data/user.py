@@ -48,7 +48,9 @@ def open_loaders(spec: str) -> Data:
     images = next(iter(loaders[0]))[0]
     shape = tuple(images.shape[1:])
     if len(shape) != 3 or not images.is_floating_point():
-        raise DataError(f"{spec}: images are {images.dtype} of shape {tuple(images.shape)}", "give float (B, C, H, W), normalised")
+        raise DataError(
+            f"{spec}: images are {images.dtype} of shape {tuple(images.shape)}", "give float (B, C, H, W), normalised"
+        )
     return Data(
         name=spec,
         shape=(shape[0], shape[1], shape[2]),
@@ -74,7 +76,11 @@ def _hold_out(spec: str, train: Any) -> tuple[Any, Any]:
 
     def part(indices: list[int], shuffle: bool) -> DataLoader[Any]:
         return DataLoader(
-            Subset(train.dataset, indices), train.batch_size, shuffle=shuffle, num_workers=train.num_workers, collate_fn=train.collate_fn
+            Subset(train.dataset, indices),
+            train.batch_size,
+            shuffle=shuffle,
+            num_workers=train.num_workers,
+            collate_fn=train.collate_fn,
         )
 
     return part(sorted(order[held:]), shuffle=True), part(sorted(order[:held]), shuffle=False)

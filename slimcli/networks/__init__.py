@@ -26,3 +26,10 @@ ARCHS = {
     "resnet56-cifar": Arch("slimcli.networks.resnet:resnet56", (3, 32, 32), "ResNet-56, option A (0.85M, 125.5M MACs)"),
     "resnet110-cifar": Arch("slimcli.networks.resnet:resnet110", (3, 32, 32), "ResNet-110, option A (1.73M, 252.9M MACs)"),
 }
+
+FORMS = {
+    "torchvision:NAME": "a classification network of torchvision",
+    "timm:NAME": "a network of timm, where it is installed",
+    "FILE.py:CALLABLE": "your own: a callable without arguments that returns a torch.nn.Module",
+    "PACKAGE.MODULE:CALLABLE": "the same from an importable module",
+}

@@ -98,7 +98,8 @@ def load(path: str | Path, arch: str | None = None, trust_pickle: bool = False) 
     state = state_dict_in(path, content)
     if arch is None:
         raise CheckpointError(
-            f"{path} holds weights but not the name of their network", f"name it with --arch, for example --arch {_guess(state)}"
+            f"{path} holds weights but not the name of their network",
+            f"name it with --arch, for example --arch {_guess(state)}",
         )
     if arch not in ARCHS and ":" not in arch:
         raise ArchError(f"there is no network {arch!r}", suggest(arch, ARCHS))
@@ -166,7 +167,8 @@ def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoin
         raise CheckpointError(f"{path} is a {recorded}, not a {arch}", "leave --arch out: the checkpoint knows its network")
     if arch is None and resolve.is_foreign(recorded):
         raise ArchError(
-            f"{path} needs code from outside ({recorded}), which a file alone may not start", f"allow it with --arch {recorded}"
+            f"{path} needs code from outside ({recorded}), which a file alone may not start",
+            f"allow it with --arch {recorded}",
         )
     return checkpoint
 
@@ -231,7 +233,7 @@ def _take_widths(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def _resize(module: nn.Module, weight: Tensor) -> None:
     if isinstance(module, nn.Conv2d):
-        if module.groups == module.in_channels:
+        if module.groups == module.in_channels > 1:  # depthwise
             module.groups = weight.shape[0]
         module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):

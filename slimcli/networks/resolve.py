@@ -1,5 +1,6 @@
 """`--arch`: a name becomes a network. The grammar: a built-in name, `torchvision:NAME`, `timm:NAME`, `file.py:callable`,
-`package.module:callable`."""
+`package.module:callable`.
+"""
 
 from __future__ import annotations
 

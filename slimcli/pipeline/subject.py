@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from slimcli.data.sources import Data, check_fits, open_data
+from slimcli.data.loaders import Data
+from slimcli.data.sources import check_fits, open_data
 from slimcli.networks import checkpoint
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.settings import DataSettings
@@ -40,9 +41,7 @@ def open_subject(
     loaded = checkpoint.load(path, arch, trust_pickle)
     normalisation = (loaded.mean, loaded.std) if loaded.mean is not None and loaded.std is not None else None
     where = pick_device(device)
-    data = open_data(
-        settings, loaded.data, batch_size=batch_size, seed=seed, device=str(where), normalisation=normalisation
-    )
+    data = open_data(settings, loaded.data, batch_size=batch_size, seed=seed, device=str(where), normalisation=normalisation)
     if loaded.foreign:
         # A foreign file says nothing about image sizes: the data does, and the tensors must then fit.
         loaded = replace(loaded, input_shape=(loaded.input_shape[0], *data.shape[1:]))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from torch import nn
+
+from slimcli.data.loaders import Data
 from slimcli.data.sources import open_data
 from slimcli.environment import environment
 from slimcli.errors import DivergedError
@@ -28,11 +31,15 @@ def train(settings: TrainSettings, run: RunDir, progress: Progress | None = None
     engine = Engine(settings, progress)
     data = open_data(settings, batch_size=settings.batch_size, seed=settings.seed, device=str(engine.device))
     model = resolve.build(settings.arch, data.classes, data.shape).to(engine.device)
+    with run.create({"train": settings.to_recipe()}, overwrite):
+        if data.note:
+            progress.warn(data.note)
+        return _carry_out(settings, run, engine, data, model)
+
+
+def _carry_out(settings: TrainSettings, run: RunDir, engine: Engine, data: Data, model: nn.Module) -> JsonDict:
     cost = count(model, data.shape)
     history = NormHistory(model, settings.norm)
-    run.create({"train": settings.to_recipe()}, overwrite)
-    if data.note:
-        progress.warn(data.note)
 
     def snapshot(metrics: JsonDict) -> Checkpoint:
         return Checkpoint(

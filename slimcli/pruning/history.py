@@ -24,7 +24,8 @@ def filter_norms(weight: Tensor, norm: str = "l1") -> Tensor:
 
     Differentiable. l1 is the sum of absolute weights, l2 the Euclidean norm.
     """
-    return torch.linalg.vector_norm(weight.flatten(1), _ORDERS[norm], dim=1, dtype=torch.float64)
+    norms: Tensor = torch.linalg.vector_norm(weight.flatten(1), _ORDERS[norm], dim=1, dtype=torch.float64)
+    return norms
 
 
 class NormHistory:
@@ -65,7 +66,8 @@ class NormHistory:
             before = self.layers.get(name)
             if before is not None and before.shape[1] != row.shape[1]:
                 raise SettingsError(
-                    f"{name} has {row.shape[1]} filters, its history {before.shape[1]}", "tell the history what was removed: keep()"
+                    f"{name} has {row.shape[1]} filters, its history {before.shape[1]}",
+                    "tell the history what was removed: keep()",
                 )
             self.layers[name] = row if before is None else torch.cat([before, row])
 
@@ -75,7 +77,8 @@ class NormHistory:
 
     def of_group(self, group: ChannelGroup, window: int | None = None) -> list[Tensor]:
         """The histories (epochs, units) of the group's members, each in the order of the group's units."""
-        return [self.layers[m.layer][:, list(m.channels)][-(window or 0) :] for m in group.members]
+        rows = [self.layers[member.layer][:, list(member.channels)] for member in group.members]
+        return [row[-window:] for row in rows] if window else rows
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint stores."""
@@ -109,7 +112,10 @@ class NormHistory:
             weights = {name: state.get(f"{name}.weight") for name in widths}
             odd = next((n for n, w in weights.items() if w is None or w.shape != widths[n]), None)
             if odd is not None:
-                raise CheckpointError(f"{path} is no epoch of this network: {odd}.weight is missing or has another shape", "check the list")
+                raise CheckpointError(
+                    f"{path} is no epoch of this network: {odd}.weight is missing or has another shape",
+                    "check the list",
+                )
             history._append({name: weight for name, weight in weights.items() if weight is not None})
         history.check_fits(like)
         return history

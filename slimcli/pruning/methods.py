@@ -37,6 +37,7 @@ def resolve(settings: PruneSettings) -> PruneSettings:
     penalty = settings.penalty or (method.penalty if criterion == "history" else "none")
     if penalty != "none" and criterion != "history":
         raise SettingsError(
-            f"--penalty {penalty} pulls pairs together, and the criterion {criterion} chooses none", "use --criterion history"
+            f"--penalty {penalty} pulls pairs together, and the criterion {criterion} chooses none",
+            "use --criterion history",
         )
     return replace(settings, criterion=criterion, penalty=penalty)

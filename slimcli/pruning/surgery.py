@@ -98,12 +98,15 @@ def find_groups(model: nn.Module, input_shape: Sequence[int], linear: bool = Fal
     graph = _Graph(model, input_shape)
     groups: list[ChannelGroup] = []
     seen: set[str] = set()
+    order = {name: position for position, name in enumerate(graph.layers)}
     for root, layer in graph.layers.items():
         if root in seen:
             continue
         channels = layer.weight.shape[0]
         if layer not in graph.graph.module2node:
-            groups.append(ChannelGroup(root, (Member(root, tuple(range(channels))),), channels, False, "not seen in a forward pass"))
+            groups.append(
+                ChannelGroup(root, (Member(root, tuple(range(channels))),), channels, False, "not seen in a forward pass")
+            )
             continue
         group = graph.group(root, range(channels))
         members, one_to_one = [], True
@@ -115,7 +118,7 @@ def find_groups(model: nn.Module, input_shape: Sequence[int], linear: bool = Fal
             by_unit = dict(zip(units, own, strict=True))
             one_to_one &= len(by_unit) == len(own) == channels
             members.append(Member(name, tuple(by_unit.get(unit, -1) for unit in range(channels))))
-        members.sort(key=lambda member: member.layer != root)
+        members.sort(key=lambda member: order[member.layer])
         reason = ""
         if graph.reaches_output(group):
             reason = "the network's output"
@@ -220,7 +223,9 @@ class _Probe:
         try:
             graph = _Graph(slim, self._input_shape)
             zeroed = {
-                graph.names[module]: own for root, units in removal.items() for module, own, _ in graph.outputs(graph.group(root, units))
+                graph.names[module]: own
+                for root, units in removal.items()
+                for module, own, _ in graph.outputs(graph.group(root, units))
             }
             kept = remove(slim, self._input_shape, removal)
             after = _activations(slim, self._images, {})

@@ -90,6 +90,9 @@ class Engine:
                         loss = loss + penalty(model)
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()  # type: ignore[no-untyped-call]
+                    if self.settings.clip_norm:
+                        # Right after a removal a few steps have gradients that would throw the survivors away.
+                        nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
                     optimizer.step()
                     scheduler.step()
                     seen += len(labels)

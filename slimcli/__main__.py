@@ -1,0 +1,5 @@
+"""`python -m slimcli`."""
+
+from slimcli.cli.main import main
+
+main()

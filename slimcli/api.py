@@ -1,0 +1,66 @@
+"""What `import slimcli` offers beside the wings' own functions."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from slimcli.data.sources import check_fits, open_data
+from slimcli.networks import checkpoint
+from slimcli.pipeline import prune as loop
+from slimcli.pruning import methods
+from slimcli.pruning.history import NormHistory
+from slimcli.records import Iteration, NetworkCost, Score
+from slimcli.settings import PruneSettings
+from slimcli.training.engine import Engine
+
+
+def load(path: str | Path, arch: str | None = None) -> nn.Module:
+    """The network in a checkpoint, in eval mode; a foreign checkpoint wants its `arch`.
+
+    No code in the file is run. Raises `slimcli.errors.CheckpointError` or `ArchError`.
+    """
+    return checkpoint.load(path, arch).build()
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A slim network and how it was reached; `score` is its accuracy on the test split."""
+
+    model: nn.Module
+    score: Score
+    cost: NetworkCost
+    iterations: tuple[Iteration, ...]
+    removed: dict[str, list[int]]
+    history: NormHistory
+    budget_met: bool
+
+
+def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: Any) -> Pruned:
+    """Prune a network in memory; the one given is left as it is.
+
+    `settings` are the flags of `slim prune` (`data="cifar10"`, `method="hbfp"`, `macs=0.5`, ...). Without a `history` a few
+    epochs are observed first. Raises `slimcli.errors.SlimError`.
+    """
+    resolved = methods.resolve(PruneSettings(**settings))
+    engine = Engine(resolved)
+    data = open_data(resolved, batch_size=resolved.batch_size, seed=resolved.seed, device=str(engine.device))
+    network = copy.deepcopy(model).to(engine.device)
+    outputs = network.eval()(next(data.test.epoch(0))[0][:1].to(engine.device)).shape[-1]
+    check_fits(data, type(model).__name__, outputs, data.shape)
+    known = copy.deepcopy(history) if history is not None else NormHistory(norm=resolved.norm)
+    resolved = replace(resolved, arch=type(model).__name__)
+    outcome = loop.prune(*loop.start(network, data, known, resolved), data, resolved, engine)
+    return Pruned(
+        outcome.network.model,
+        engine.evaluate(outcome.network.model, data.test),
+        outcome.network.cost,
+        outcome.iterations,
+        outcome.network.removed,
+        outcome.network.history,
+        outcome.budget_met,
+    )

@@ -1,0 +1,35 @@
+"""`slim compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slimcli.cli import console
+from slimcli.cli import options as o
+from slimcli.errors import SettingsError
+from slimcli.rundir import RunDir
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of `slim prune`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("compare.html"),
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Several runs side by side: a table, and one page with their accuracy against their MACs."""
+    if out.exists() and not overwrite:
+        raise SettingsError(f"{out} exists", "name another file with -o, or pass --overwrite")
+    folders = [RunDir(run) for run in runs]
+    metrics = [folder.read_metrics() for folder in folders]
+    from slimcli.report.compare import compare as write
+
+    write(folders, out)
+    if json:
+        console.print_json({"runs": [{"path": str(run), "metrics": each} for run, each in zip(runs, metrics, strict=True)]})
+    else:
+        console.stdout.print(console.comparison(list(map(str, runs)), metrics))
+        console.stdout.print(str(out))

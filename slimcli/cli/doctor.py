@@ -1,0 +1,25 @@
+"""`slim doctor`."""
+
+from __future__ import annotations
+
+import typer
+
+from slimcli.cli import console
+from slimcli.cli import options as o
+
+
+def doctor(data_root: o.DataRoot = None, json: o.Json = False, debug: o.Debug = False) -> None:
+    """Versions, devices, providers and data roots: ok, or the way out. Exit code 1 when something is missing."""
+    from slimcli.pipeline.doctor import examine
+
+    findings = examine(data_root)
+    if json:
+        console.print_json({"findings": findings})
+    else:
+        for finding in findings:
+            mark = "ok  " if finding["ok"] else "!!  "
+            console.stdout.print(f"{mark}{finding['what']}: {finding['found']}", markup=False)
+            if finding["way_out"]:
+                console.stdout.print(f"      {finding['way_out']}", markup=False)
+    if not all(finding["ok"] for finding in findings):
+        raise typer.Exit(1)

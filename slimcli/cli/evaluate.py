@@ -1,0 +1,43 @@
+"""`slim eval`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from slimcli.cli import console
+from slimcli.cli import options as o
+from slimcli.settings import DataSettings
+
+
+def evaluate(
+    model: o.Model,
+    data: o.DataName = None,
+    arch: o.Arch = None,
+    data_root: o.DataRoot = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    batch_size: o.BatchSize = 500,
+    device: o.Device = "auto",
+    trust_pickle: o.TrustPickle = False,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Top-1 accuracy and loss on the test split; an ONNX file runs in onnxruntime."""
+    settings = DataSettings(
+        data=data, data_root=data_root, mean=o.numbers(mean, "--mean", float), std=o.numbers(std, "--std", float)
+    )
+    from slimcli.pipeline import evaluate as pipeline
+
+    if Path(model).suffix == ".onnx":
+        score, notes = pipeline.evaluate_onnx(Path(model), settings, batch_size)
+    else:
+        score, notes = pipeline.evaluate_checkpoint(
+            model, settings, arch=arch, trust_pickle=trust_pickle, batch_size=batch_size, device=device
+        )
+    for note in notes:
+        console.Terminal().warn(note)
+    if json:
+        console.print_json(asdict(score))
+    else:
+        console.stdout.print(f"top-1 {score.top1:.2f} %, loss {score.loss:.4f}, {score.samples:,} images")

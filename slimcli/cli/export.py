@@ -1,0 +1,61 @@
+"""`slim export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slimcli.cli import console
+from slimcli.cli import options as o
+from slimcli.errors import SettingsError
+from slimcli.settings import DataSettings
+
+
+def export(
+    model: o.Model,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Export to ONNX.")] = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.", show_default="beside MODEL")] = None,
+    overwrite: o.Overwrite = False,
+    tolerance: Annotated[float, typer.Option(help="Largest error allowed, as a share of the largest output (or of 1).")] = 1e-4,
+    arch: o.Arch = None,
+    data: o.DataName = None,
+    data_root: o.DataRoot = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    trust_pickle: o.TrustPickle = False,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Export to one ONNX file and check that it computes what the network computes, on real images where there are any.
+
+    A file that fails the check is not left behind (exit code 1).
+    """
+    if not onnx:
+        raise SettingsError("no format was named", "add --onnx")
+    target = out or Path(model).with_suffix(".onnx")
+    if target.exists() and not overwrite:
+        raise SettingsError(f"{target} exists", "name another file with -o, or pass --overwrite")
+    settings = DataSettings(
+        data=data, data_root=data_root, mean=o.numbers(mean, "--mean", float), std=o.numbers(std, "--std", float)
+    )
+    from slimcli.pipeline.deploy import export_checkpoint
+
+    done, images = export_checkpoint(model, target, settings, tolerance, arch, trust_pickle)
+    if json:
+        console.print_json(
+            {
+                "path": str(done.path),
+                "file_bytes": done.file_bytes,
+                "max_error": done.max_error,
+                "samples": done.samples,
+                "images": images,
+                "opset": done.opset,
+            }
+        )
+    else:
+        console.stdout.print(
+            f"{done.path}: {done.file_bytes:,} bytes, opset {done.opset}, "
+            f"max abs error against torch {done.max_error:.2e} on {done.samples} {images} images"
+        )

@@ -1,0 +1,29 @@
+"""`slim inspect`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from slimcli.cli import console
+from slimcli.cli import options as o
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL_OR_ARCH", help="A checkpoint, or the name of a network.")],
+    arch: o.Arch = None,
+    trust_pickle: o.TrustPickle = False,
+    linear: o.Linear = False,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Layers, channel groups, MACs and parameters: what can be pruned, what cannot, and why."""
+    from slimcli.pipeline.inspect import inspect as run
+
+    result = run(model, arch, trust_pickle, linear)
+    if json:
+        console.print_json(result)
+    else:
+        for table in console.anatomy(result):
+            console.stdout.print(table)

@@ -1,0 +1,81 @@
+"""`slim`. The one place that turns errors into a sentence and an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+import slimcli
+from slimcli.cli import bench, compare, doctor, evaluate, export, inspect, listing, prune, report, run, train
+from slimcli.errors import SlimError
+
+app = typer.Typer(
+    help="Takes a trained CNN and gives back a physically smaller one, ready to deploy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("prune")(prune.prune)
+app.command("export")(export.export)
+app.command("bench")(bench.bench)
+app.command("report")(report.report)
+app.command("compare")(compare.compare)
+app.command("eval")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
+app.command("doctor")(doctor.doctor)
+app.command("list")(listing.listing)
+app.command("run")(run.run)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"slim {slimcli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Takes a trained CNN and gives back a physically smaller one, ready to deploy."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `slim` and exit: 0 done, 1 fell short, 2 wrong use or bad input, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = app(arguments, standalone_mode=False)
+    except SlimError as error:
+        if "--debug" in arguments:
+            raise
+        return _fail(arguments, type(error).__name__, error.message, error.hint, error.exit_code)
+    except typer.TyperException as error:
+        return _fail(arguments, "UsageError", error.format_message(), _usage_hint(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(arguments, "Interrupted", "interrupted; what was finished is kept", "", 130)
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        return _fail(arguments, type(error).__name__, str(error), "check the path, its rights and the space on the disk", 2)
+    return result if isinstance(result, int) else 0
+
+
+def _usage_hint(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return f"see `{context.command_path} --help`" if context is not None else "see `slim --help`"
+
+
+def _fail(arguments: list[str], kind: str, message: str, hint: str, code: int) -> int:
+    if "--json" in arguments:
+        print(json.dumps({"error": {"type": kind, "message": message, "hint": hint}}))
+    print(f"slim: {message}{f' ({hint})' if hint else ''}", file=sys.stderr)
+    return code

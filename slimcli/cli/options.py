@@ -1,0 +1,100 @@
+"""The options of all commands, as types: what a command takes is written in its signature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from slimcli.errors import SettingsError
+
+_WHERE, _DATA, _TRAIN, _BUDGET, _PARTS = "Output", "Data", "Training", "Budget", "Parts of the method"
+
+
+def numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
+    """`"4,5"` as (4, 5); None stays None. Raises `SettingsError` for anything that is no list of numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(f"{flag} {text!r} is no list of numbers", f"write them with commas, for example {flag} 4,5") from None
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A slimcli checkpoint, or any PyTorch checkpoint with --arch.")]
+Arch = Annotated[
+    str | None,
+    typer.Option(help="The network of a foreign checkpoint: a built-in, torchvision:NAME, timm:NAME, file.py:callable."),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option("--trust-pickle", help="Open a pickled module. This runs the code in it: only for files you trust."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="The run folder.", rich_help_panel=_WHERE)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.", rich_help_panel=_WHERE)]
+
+DataName = Annotated[str | None, typer.Option("--data", help="See `slim list data`.", rich_help_panel=_DATA)]
+DataRoot = Annotated[
+    str | None, typer.Option(help="Where data sets lie.", show_default="$SLIM_DATA, else ./data", rich_help_panel=_DATA)
+]
+Mean = Annotated[
+    str | None, typer.Option(help="Normalisation: mean per channel, r,g,b, of pixels in 0-1.", rich_help_panel=_DATA)
+]
+Std = Annotated[str | None, typer.Option(help="Normalisation: standard deviation per channel.", rich_help_panel=_DATA)]
+Holdout = Annotated[
+    float, typer.Option(help="Share of the training images on which every choice is made.", rich_help_panel=_DATA)
+]
+ValData = Annotated[
+    str | None,
+    typer.Option(help="A data set whose test part is the held-out split instead.", rich_help_panel=_DATA),
+]
+TrainSamples = Annotated[int | None, typer.Option(help="Use at most so many training images.", rich_help_panel=_DATA)]
+Augment = Annotated[str, typer.Option(help="auto, none, shift:N, flip, or shift:N,flip.", rich_help_panel=_DATA)]
+
+BatchSize = Annotated[int, typer.Option(help="Images per step.", rich_help_panel=_TRAIN)]
+Lr = Annotated[float, typer.Option(help="Peak learning rate of every phase.", rich_help_panel=_TRAIN)]
+Momentum = Annotated[float, typer.Option(help="Nesterov momentum.", rich_help_panel=_TRAIN)]
+WeightDecay = Annotated[float, typer.Option(help="On weights, not on biases and scales.", rich_help_panel=_TRAIN)]
+LabelSmoothing = Annotated[float, typer.Option(help="0 to 1.", rich_help_panel=_TRAIN)]
+ClipNorm = Annotated[float, typer.Option(help="Largest norm of a step's gradient; 0 for none.", rich_help_panel=_TRAIN)]
+Schedule = Annotated[str, typer.Option(help="onecycle, cosine or constant, in every phase.", rich_help_panel=_TRAIN)]
+Seed = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_TRAIN)]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_TRAIN)]
+Norm = Annotated[str, typer.Option(help="Norm of a filter: l1 or l2.", rich_help_panel=_PARTS)]
+
+Method = Annotated[str, typer.Option(help="See `slim list methods`.")]
+History = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Epoch checkpoints in order, or a file of NormHistory.save (repeat it, or one comma list).",
+        rich_help_panel=_PARTS,
+    ),
+]
+Macs = Annotated[float | None, typer.Option(help="Fraction of the MACs to keep: 0.25 keeps a quarter.", rich_help_panel=_BUDGET)]
+Params = Annotated[float | None, typer.Option(help="Fraction of the parameters to keep.", rich_help_panel=_BUDGET)]
+Widths = Annotated[
+    str | None,
+    typer.Option(help="Channels to keep: one number, one per group, or one per width.", rich_help_panel=_BUDGET),
+]
+Iterations = Annotated[int | None, typer.Option(help="Turns of the loop.", rich_help_panel=_BUDGET)]
+MaxDrop = Annotated[float, typer.Option(help="Points of held-out top-1 that may be lost.", rich_help_panel=_BUDGET)]
+Criterion = Annotated[str | None, typer.Option(help="history, l1 or random.", rich_help_panel=_PARTS)]
+Penalty = Annotated[str | None, typer.Option(help="tie, exp or none.", rich_help_panel=_PARTS)]
+Amount = Annotated[
+    str,
+    typer.Option(help="Channels per iteration: 10%, or counts 2,4,8 (per group, or per width).", rich_help_panel=_PARTS),
+]
+Granularity = Annotated[str, typer.Option(help="What is removed: filter.", rich_help_panel=_PARTS)]
+Stop = Annotated[str, typer.Option(help="When retraining ends: epochs.", rich_help_panel=_PARTS)]
+Lambda = Annotated[float, typer.Option("--lambda", help="Weight of the penalty.", rich_help_panel=_PARTS)]
+Distance = Annotated[str, typer.Option(help="Of norm histories: l1, l2 or cosine.", rich_help_panel=_PARTS)]
+Window = Annotated[int | None, typer.Option(help="Only the last so many epochs of the history count.", rich_help_panel=_PARTS)]
+Linear = Annotated[bool, typer.Option("--linear", help="Hidden linear layers lose neurons too.", rich_help_panel=_PARTS)]
+ObserveEpochs = Annotated[int, typer.Option(help="Observed first where there is no history.", rich_help_panel=_TRAIN)]
+TieEpochs = Annotated[int, typer.Option(help="With the penalty, before each removal.", rich_help_panel=_TRAIN)]
+Epochs = Annotated[int, typer.Option(help="Retraining after each removal.", rich_help_panel=_TRAIN)]
+FinalEpochs = Annotated[int, typer.Option(help="The last retraining, annealed to zero.", rich_help_panel=_TRAIN)]

@@ -1,0 +1,133 @@
+"""`slim prune`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from slimcli.cli import console
+from slimcli.cli import options as o
+from slimcli.settings import PruneSettings
+
+
+def prune(
+    model: o.Model,
+    method: o.Method = "hbfp",
+    arch: o.Arch = None,
+    trust_pickle: o.TrustPickle = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    json: o.Json = False,
+    debug: o.Debug = False,
+    out: o.Out = None,
+    overwrite: o.Overwrite = False,
+    deploy: Annotated[
+        bool, typer.Option("--deploy/--no-deploy", help="End with export, bench and report.", rich_help_panel="Output")
+    ] = True,
+    macs: o.Macs = None,
+    params: o.Params = None,
+    widths: o.Widths = None,
+    iterations: o.Iterations = None,
+    max_drop: o.MaxDrop = 1.0,
+    amount: o.Amount = "10%",
+    history: o.History = None,
+    criterion: o.Criterion = None,
+    penalty: o.Penalty = None,
+    lambda_: o.Lambda = 1.0,
+    stop: o.Stop = "epochs",
+    granularity: o.Granularity = "filter",
+    norm: o.Norm = "l1",
+    distance: o.Distance = "l1",
+    window: o.Window = None,
+    linear: o.Linear = False,
+    data: o.DataName = None,
+    data_root: o.DataRoot = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    holdout: o.Holdout = 0.1,
+    val_data: o.ValData = None,
+    train_samples: o.TrainSamples = None,
+    augment: o.Augment = "auto",
+    observe_epochs: o.ObserveEpochs = 3,
+    tie_epochs: o.TieEpochs = 1,
+    epochs: o.Epochs = 3,
+    final_epochs: o.FinalEpochs = 20,
+    batch_size: o.BatchSize = 128,
+    lr: o.Lr = 0.05,
+    momentum: o.Momentum = 0.9,
+    weight_decay: o.WeightDecay = 5e-4,
+    label_smoothing: o.LabelSmoothing = 0.0,
+    clip_norm: o.ClipNorm = 1.0,
+    schedule: o.Schedule = "onecycle",
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+) -> int:
+    """Remove filters from a trained network until a budget is met or the allowed accuracy is lost.
+
+    With a checkpoint that `slim train` wrote no further option is needed. The run folder gets the slim checkpoint
+    (model.pt), its export (model.onnx), metrics.json, report.html, journal.jsonl and recipe.toml.
+    """
+    settings = PruneSettings(
+        model=model,
+        method=method,
+        arch=arch,
+        history=tuple(part for entry in history for part in entry.split(",")) if history else None,
+        trust_pickle=trust_pickle,
+        macs=macs,
+        params=params,
+        widths=o.numbers(widths, "--widths", int),
+        iterations=iterations,
+        max_drop=max_drop,
+        criterion=criterion,
+        penalty=penalty,
+        amount=amount,
+        granularity=granularity,
+        stop=stop,
+        lambda_=lambda_,
+        norm=norm,
+        distance=distance,
+        window=window,
+        linear=linear,
+        observe_epochs=observe_epochs,
+        tie_epochs=tie_epochs,
+        epochs=epochs,
+        final_epochs=final_epochs,
+        deploy=deploy,
+        data=data,
+        data_root=data_root,
+        mean=o.numbers(mean, "--mean", float),
+        std=o.numbers(std, "--std", float),
+        holdout=holdout,
+        val_data=val_data,
+        train_samples=train_samples,
+        augment=augment,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        clip_norm=clip_norm,
+        schedule=schedule,
+        seed=seed,
+        device=device,
+    )
+    from slimcli.pipeline import job
+
+    if dry_run:
+        plan = job.dry_run(settings)
+        if json:
+            console.print_json(plan)
+        else:
+            for key, value in plan.items():
+                console.stdout.print(f"{key}: {value}")
+        return 0
+    result = job.run(settings, out, console.Terminal(), overwrite)
+    if json:
+        console.print_json(result.metrics)
+    else:
+        console.stdout.print(console.summary(result.metrics))
+        console.stdout.print(f"run folder: {result.folder.path}")
+    if result.shortfall:
+        console.stderr.print(f"slim: {result.shortfall}", markup=False)
+        return 1
+    return 0

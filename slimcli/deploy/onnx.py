@@ -1,0 +1,173 @@
+"""Export to ONNX, with proof: the file computes what the network computes, and has its shapes."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+import slimcli
+from slimcli.errors import InputError, ParityError
+from slimcli.networks.cost import count, layers_of
+from slimcli.rundir import write_atomically
+
+INPUT, OUTPUT = "input", "logits"
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported file: its size, and the largest absolute difference of its outputs from torch's over `samples` inputs."""
+
+    path: Path
+    file_bytes: int
+    max_error: float
+    samples: int
+    opset: int
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    images: Tensor,
+    metadata: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-4,
+) -> Export:
+    """Write the model as one ONNX file with a dynamic batch (input `input`, output `logits`), and check it.
+
+    `images` (N, C, H, W), normalised, are what parity is measured on, at batch size N and 1. Raises `ParityError`, and
+    leaves no file (an older one stays), when an output differs by more than `tolerance` times the largest output (or
+    1), or when a weight in the file has another shape than in the network.
+    """
+    path = Path(path)
+    network = copy.deepcopy(model).cpu().eval()
+    images = images.detach().cpu()
+    result: list[Export] = []
+
+    def write(temporary: Path) -> None:
+        proto = _exported(network, images)
+        onnx.helper.set_model_props(proto, _metadata(network, images, metadata or {}))
+        onnx.save(proto, temporary)
+        result.append(_checked(network, temporary, images, tolerance))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, write)
+    done = result[0]
+    return Export(path, path.stat().st_size, done.max_error, done.samples, done.opset)
+
+
+def _exported(network: nn.Module, images: Tensor) -> onnx.ModelProto:
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            (images[:2] if len(images) > 1 else images.repeat(2, 1, 1, 1),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+        )
+    assert program is not None
+    proto = program.model_proto
+    # The exporter's notes (stack traces, source paths) can outweigh a slim network's weights.
+    for part in (
+        proto.graph,
+        *proto.graph.node,
+        *proto.graph.input,
+        *proto.graph.output,
+        *proto.graph.value_info,
+        *proto.graph.initializer,
+    ):
+        del part.metadata_props[:]
+    return proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter narrates on stdout and warns about its own internals; neither helps the user."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _metadata(network: nn.Module, images: Tensor, extra: Mapping[str, Any]) -> dict[str, str]:
+    cost = count(network, images.shape[1:])
+    facts = {"slimcli_version": slimcli.__version__, "macs": cost.macs, "params": cost.params, **extra}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+
+
+def _checked(network: nn.Module, path: Path, images: Tensor, tolerance: float) -> Export:
+    loaded = onnx.load(path)
+    onnx.checker.check_model(loaded, full_check=True)
+    _check_shapes(network, loaded)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst, largest = 0.0, 1.0
+    for batch in (images, images[:1]):
+        with torch.no_grad():
+            expected = network(batch).numpy()
+        found = session.run([OUTPUT], {INPUT: batch.numpy()})[0]
+        if found.shape != expected.shape:
+            raise ParityError(f"the exported file gives {found.shape}, torch {expected.shape}", "report this network")
+        difference = float(np.abs(found - expected).max())
+        worst = max(worst, difference) if np.isfinite(difference) else float("inf")
+        largest = max(largest, float(np.abs(expected).max()))
+    if not worst <= tolerance * largest:
+        raise ParityError(
+            f"the exported file differs from torch by {worst:.3g}, more than {tolerance * largest:.3g}; no file was left",
+            "raise --tolerance if that is acceptable",
+        )
+    opset = next(entry.version for entry in loaded.opset_import if entry.domain == "")
+    return Export(path, path.stat().st_size, worst, len(images), opset)
+
+
+def _check_shapes(network: nn.Module, loaded: onnx.ModelProto) -> None:
+    """Every conv's and linear's weight must be in the file in the network's own shape (exporters may fold or transpose)."""
+    inside = sorted(tuple(sorted(tensor.dims)) for tensor in loaded.graph.initializer)
+    for name, layer in layers_of(network).items():
+        shape = tuple(sorted(layer.weight.shape))
+        if shape not in inside:
+            raise ParityError(
+                f"the exported file has no weight of {name}'s shape {tuple(layer.weight.shape)}", "report this network"
+            )
+        inside.remove(shape)
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX image classifier that can be called like a torch module; it runs in onnxruntime on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        if not path.is_file():
+            raise InputError(f"there is no file {path}", "check the path")
+        try:
+            self._session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise InputError(f"onnxruntime cannot open {path}: {str(error).splitlines()[0][:200]}", "export it again") from error
+        entry, output = self._session.get_inputs()[0], self._session.get_outputs()[0]
+        if len(entry.shape) != 4 or entry.type != "tensor(float)" or not all(isinstance(n, int) for n in entry.shape[1:]):
+            raise InputError(f"{path} takes {entry.type} {entry.shape}, not float images", "name a file that `slim export` wrote")
+        self._input = entry.name
+        self.input_shape = (entry.shape[1], entry.shape[2], entry.shape[3])
+        self.classes = output.shape[-1] if isinstance(output.shape[-1], int) else None
+        facts = json.loads(self._session.get_modelmeta().custom_metadata_map.get("preprocessing", "{}"))
+        self.normalisation = (tuple(facts["mean"]), tuple(facts["std"])) if facts.get("mean") and facts.get("std") else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, C, H, W) to logits (N, classes)."""
+        return torch.from_numpy(self._session.run(None, {self._input: images.cpu().numpy()})[0])

@@ -1,0 +1,115 @@
+"""Export and latency: of any checkpoint, and what `slim prune` ends with in its run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimcli.data.loaders import Loader
+from slimcli.deploy.bench import bench
+from slimcli.deploy.onnx import Export, export_onnx
+from slimcli.errors import DataError, InputError, RunDirError
+from slimcli.networks import checkpoint
+from slimcli.networks.checkpoint import Checkpoint
+from slimcli.pipeline.subject import open_subject
+from slimcli.records import JsonDict
+from slimcli.rundir import RunDir
+from slimcli.settings import DataSettings
+
+PARITY_IMAGES = 64
+
+
+def first_images(loader: Loader, count: int = PARITY_IMAGES) -> Tensor:
+    """The first images of a split, as the network gets them."""
+    images = next(loader.epoch(0))[0]
+    return images[:count].cpu()
+
+
+def describe(checkpoint: Checkpoint, top1: float | None) -> dict[str, Any]:
+    """What goes into an ONNX file's metadata beside MACs, parameters and version."""
+    return {
+        "arch": checkpoint.arch,
+        "top1": top1,
+        "preprocessing": {
+            "mean": checkpoint.mean,
+            "std": checkpoint.std,
+            "scale": "pixels / 255, then (x - mean) / std",
+        },
+    }
+
+
+def export_both(
+    run: RunDir, dense: nn.Module, slim: nn.Module, images: Tensor, notes: Mapping[str, dict[str, Any]]
+) -> dict[str, Export]:
+    """`dense.onnx` and `model.onnx` in the run folder; raises `ParityError`."""
+    return {
+        "dense": export_onnx(dense, run.dense_onnx, images, notes["dense"]),
+        "slim": export_onnx(slim, run.onnx, images, notes["slim"]),
+    }
+
+
+def export_checkpoint(
+    model: str, target: Path, settings: DataSettings, tolerance: float, arch: str | None, trust_pickle: bool
+) -> tuple[Export, str]:
+    """Export a checkpoint; says whether parity was measured on real or on random images.
+
+    Real ones where a data set is named or the checkpoint knows its own and it can be found; random ones else.
+    """
+    loaded = checkpoint.load(model, arch, trust_pickle)
+    if settings.data is not None or loaded.data:
+        try:
+            subject = open_subject(model, settings, arch=arch, trust_pickle=trust_pickle, device="cpu")
+        except DataError:
+            if settings.data is not None:
+                raise
+        else:
+            images = first_images(subject.data.test)
+            known = subject.checkpoint
+            return export_onnx(subject.model, target, images, describe(known, known.metrics.get("top1")), tolerance), "real"
+    images = torch.randn(PARITY_IMAGES, *loaded.input_shape, generator=torch.Generator().manual_seed(0))
+    return export_onnx(loaded.build(), target, images, describe(loaded, loaded.metrics.get("top1")), tolerance), "random"
+
+
+def bench_models(models: Sequence[str], arch: str | None, trust_pickle: bool, **options: Any) -> JsonDict:
+    """Measure ONNX files and checkpoints side by side; checkpoints are exported for it and named as they were given."""
+    with TemporaryDirectory() as folder:
+        files = []
+        for index, model in enumerate(models):
+            if Path(model).suffix == ".onnx":
+                if not Path(model).is_file():
+                    raise InputError(f"there is no file {model}", "check the path")
+                files.append(Path(model))
+                continue
+            loaded = checkpoint.load(model, arch, trust_pickle)
+            images = torch.randn(2, *loaded.input_shape, generator=torch.Generator().manual_seed(0))
+            files.append(export_onnx(loaded.build(), Path(folder) / f"{index}.onnx", images).path)
+        return bench(files, names=models, **options).to_json()
+
+
+def bench_folder(folder: Path, **options: Any) -> JsonDict:
+    """Measure a run's two networks and put their latencies into its `metrics.json`."""
+    run = RunDir(folder)
+    metrics = run.read_metrics()
+    for path in (run.dense_onnx, run.onnx):
+        if not path.exists():
+            raise RunDirError(
+                f"{folder} has no {path.name}", "the run was made with --no-deploy: export its model.pt, and bench that"
+            )
+    return bench_run(run, metrics, **options)
+
+
+def bench_run(run: RunDir, metrics: JsonDict, **options: Any) -> JsonDict:
+    """Measure the run's two ONNX files side by side and put their latencies into its metrics; returns the bench's result."""
+    measured = bench([run.dense_onnx, run.onnx], **options)
+    for side, (_, latency) in zip(("dense", "slim"), measured.latencies, strict=True):
+        metrics[side]["latency_ms"] = asdict(latency)
+    ratio = measured.ratios[0]
+    metrics["speedup"] = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high}
+    run.write_metrics(metrics)
+    return measured.to_json()

@@ -1,0 +1,45 @@
+"""`slim inspect`: what a network consists of, and what of it can be pruned."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from slimcli.errors import ArchError
+from slimcli.networks import ARCHS, checkpoint, resolve
+from slimcli.networks.cost import count
+from slimcli.pruning import surgery
+from slimcli.records import JsonDict
+
+
+def inspect(model: str, arch: str | None = None, trust_pickle: bool = False, linear: bool = False) -> JsonDict:
+    """Layers with their costs, and verified channel groups; `model` is a file or the name of a network."""
+    if arch is None and not Path(model).exists() and (model in ARCHS or ":" in model):
+        name, shape = model, ARCHS[model].input_shape if model in ARCHS else (3, 224, 224)
+        network = resolve.build(model, 10 if model in ARCHS else 1000, shape)
+    elif arch is None and not Path(model).suffix and not Path(model).exists():
+        resolve.build(model, 10, (3, 32, 32))  # an unknown name: says so, and suggests the nearest
+        raise ArchError(f"there is no file or network {model!r}", "see `slim list archs`")
+    else:
+        loaded = checkpoint.load(model, arch, trust_pickle)
+        name, shape, network = loaded.arch, loaded.input_shape, loaded.build()
+    cost = count(network, shape)
+    groups = surgery.verify(network, shape, surgery.find_groups(network, shape, linear))
+    macs = {layer.name: layer.macs for layer in cost.layers}
+    return {
+        "arch": name,
+        "input_shape": list(shape),
+        "macs": cost.macs,
+        "params": cost.params,
+        "layers": [asdict(layer) for layer in cost.layers],
+        "groups": [
+            {
+                "layers": [member.layer for member in group.members],
+                "channels": group.channels,
+                "macs": sum(macs[member.layer] for member in group.members),
+                "prunable": group.prunable,
+                "reason": group.reason,
+            }
+            for group in groups
+        ],
+    }

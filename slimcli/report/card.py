@@ -1,0 +1,73 @@
+"""The result card of a recipe: what was measured, in Markdown, beside the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from slimcli.records import JsonDict
+from slimcli.rundir import write_atomically
+
+
+def write(path: Path, wanted: JsonDict, recipe: Path, steps: Sequence[JsonDict]) -> Path:
+    """Write the card; `wanted` is the recipe's `[card]`, a step holds `step`, `seconds`, `metrics` and its labels."""
+    environment = steps[0]["metrics"]["environment"]
+    versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
+    minutes = sum(step["seconds"] for step in steps) / 60
+    lines = [
+        f"# {wanted.get('title', recipe.stem)}",
+        "",
+        *([wanted["about"].strip(), ""] if "about" in wanted else []),
+        f"Written by `slim run {recipe.name}`, {minutes:.1f} minutes in all. "
+        "Test error of the last epoch; every choice was made on held-out training images.",
+        "",
+        *_table(steps),
+        "",
+        f"Measured on {environment['processor']}, {environment['cores']} cores, {environment['platform']}; {versions}.",
+        "Latency: onnxruntime, CPU, one thread, batch 1, dense and slim interleaved.",
+        "",
+    ]
+    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines)))
+    return path
+
+
+def _table(steps: Sequence[JsonDict]) -> list[str]:
+    references = any("reference" in step for step in steps)
+    head = [
+        "network",
+        "filters",
+        "test error %",
+        *(["reference"] if references else []),
+        "MACs",
+        "parameters",
+        "epochs",
+        "minutes",
+        "p50 ms",
+    ]
+    rows: list[list[str]] = []
+    for step in steps:
+        metrics = step["metrics"]
+        side = metrics["slim"] if "slim" in metrics else metrics["dense"]
+        first = steps[0]["metrics"]["dense"]
+        latency = side.get("latency_ms")
+        rows.append(
+            [
+                str(step.get("name", step["step"])),
+                _filters(metrics),
+                f"{100 - side['top1']:.2f}",
+                *([str(step.get("reference", ""))] if references else []),
+                f"{side['macs']:,} ({100 * (side['macs'] / first['macs'] - 1):+.2f} %)",
+                f"{side['params']:,}",
+                str(metrics["epochs"]),
+                f"{step['seconds'] / 60:.1f}",
+                f"{latency['p50']:.3f}" if latency else "",
+            ]
+        )
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _filters(metrics: JsonDict) -> str:
+    """The widths of the layers that lost filters; of a dense network nothing."""
+    return ", ".join(
+        str(layer["filters"][1]) for layer in metrics.get("layers", []) if layer["filters"][0] != layer["filters"][1]
+    )

@@ -1,0 +1,41 @@
+"""Numbers as the pages write them."""
+
+from __future__ import annotations
+
+from slimcli.records import JsonDict
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """With its sign, and without one where it rounds to zero."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else text[1:]
+
+
+def change(before: float, after: float) -> str:
+    """The relative change in percent."""
+    return f"{signed(100 * (after / before - 1), 1)} %" if before else ""
+
+
+def percent(fraction: float) -> str:
+    """A fraction of one in percent."""
+    return f"{100 * fraction:.1f} %"
+
+
+def plural(number: int, noun: str) -> str:
+    """A count of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units; megabytes down to 0.1, so that two sizes of one table mostly share the unit."""
+    return f"{count / 1e6:,.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def milliseconds(value: float) -> str:
+    """About three significant digits."""
+    return f"{value:,.{3 if value < 1 else 2 if value < 10 else 1}f} ms"
+
+
+def interval(ratio: JsonDict) -> str:
+    """A ratio of latencies with its 95 % interval."""
+    return f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"

@@ -1,0 +1,23 @@
+"""Templates to pages. Values are escaped; figures alone go in as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from slimcli.rundir import write_atomically
+
+
+def write_page(path: Path, template: str, **values: object) -> Path:
+    """Fill a template of this package and put the page where `path` says, whole or not at all."""
+    environment = Environment(
+        loader=PackageLoader("slimcli.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template(template).render(values)
+    write_atomically(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    return path

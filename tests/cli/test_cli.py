@@ -1,0 +1,131 @@
+"""The commands as a user meets them: what they print, what they leave, how they refuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slimcli.cli.main import main
+
+Slim = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def slim(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slim:
+    """Run `slim` in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SLIM_DATA", raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    """Exit code 2, one sentence on stderr that has these words, nothing on stdout."""
+    code, out, err = result
+    assert code == 2
+    assert not out
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "prune", "export", "bench", "report", "compare", "eval", "inspect", "doctor", "list", "run"]
+)
+def test_every_command_has_help(slim: Slim, command: str) -> None:
+    code, out, _ = slim(command, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_help_and_list_import_nothing_heavy() -> None:
+    heavy = {"torch", "numpy", "onnxruntime", "matplotlib"}
+    for arguments in (["--help"], ["list", "methods"], ["list", "data"], ["list", "archs"]):
+        code = (
+            "import sys\nfrom slimcli.cli.main import main\n"
+            f"try: main({arguments!r})\nfinally: print(*sys.modules, file=sys.stderr)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0
+        assert not heavy & set(done.stderr.split())
+
+
+def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
+    for what, name in (("methods", "hbfp"), ("archs", "resnet56-cifar"), ("data", "digits"), ("providers", "cpu")):
+        code, out, _ = slim("list", what)
+        assert code == 0
+        assert name in out
+        assert json.loads(slim("list", what, "--json")[1])[what]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("prune", "nowhere.pt"), ("nowhere.pt", "no file")),
+        (("prune", "model.pt", "--method", "hbpf"), ("hbpf", "'hbfp'")),
+        (("prune", "model.pt", "--macs", "1.5"), ("--macs", "(0, 1]")),
+        (("prune", "model.pt", "--params", "0"), ("--params", "(0, 1]")),
+        (("prune", "model.pt", "--amount", "ten"), ("--amount", "10%")),
+        (("prune", "model.pt", "--amount", "60%"), ("--amount", "half")),
+        (("prune", "model.pt", "--widths", "4,5,6"), ("--widths", "2 prunable groups")),
+        (("prune", "model.pt", "--method", "l1", "--penalty", "tie"), ("--penalty", "pairs")),
+        (("prune", "model.pt", "--criterion", "l3"), ("l3", "'l1'")),
+        (("prune", "model.pt", "--norm", "l2"), ("history of l1",)),
+        (("prune", "model.pt", "--data", "mnits"), ("mnits", "'mnist'")),
+        (("prune", "model.pt", "--data", "mnist"), ("mnist", "--data-root")),
+        (("prune", "model.pt", "--bogus"), ("--bogus",)),
+        (("train", "lenet6"), ("lenet6", "'lenet5'")),
+        (("train", "lenet5", "--data", "nothing"), ("nothing",)),
+        (("train", "lenet5", "--lr", "-1"), ("--lr",)),
+        (("train", "lenet5", "--mean", "0.5"), ("--mean", "--std")),
+        (("train", "lenet5", "--mean", "x", "--std", "1"), ("--mean",)),
+        (("eval", "model.pt", "--arch", "vgg16-cifar"), ("lenet5", "vgg16-cifar")),
+        (("export", "model.pt"), ("--onnx",)),
+        (("bench",), ("bench",)),
+        (("report", "nowhere"), ("nowhere",)),
+        (("run", "nowhere.toml"), ("nowhere.toml",)),
+        (("inspect", "resnet57-cifar"), ("resnet57-cifar", "resnet56-cifar")),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(
+    slim: Slim, tmp_path: Path, tiny_checkpoint: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    (tmp_path / "model.pt").write_bytes(tiny_checkpoint.read_bytes())
+    refused(slim(*arguments), *words)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "model.pt") == []
+
+
+def test_an_error_under_json_is_one_object(slim: Slim) -> None:
+    code, out, _ = slim("prune", "nowhere.pt", "--json")
+    assert code == 2
+    assert set(json.loads(out)["error"]) == {"type", "message", "hint"}
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "slimcli", "eval", "nowhere.pt", "--debug"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" in done.stderr
+
+
+def test_doctor_finds_this_environment_sound(slim: Slim) -> None:
+    code, out, _ = slim("doctor", "--json")
+    findings = json.loads(out)["findings"]
+    assert code == 0, findings
+    assert {"torch", "onnxruntime", "devices"} <= {finding["what"] for finding in findings}

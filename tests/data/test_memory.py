@@ -1,0 +1,212 @@
+"""Images in memory: epochs, augmentation and splits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from slimcli.data.memory import Augment, ImageLoader, split_off
+from slimcli.errors import SettingsError
+
+ZERO, ONE = (0.0,), (1 / 255,)
+"""A normalisation that leaves the bytes as they are, up to rounding."""
+
+
+def loader(count: int = 23, size: tuple[int, int] = (6, 5), **options: object) -> ImageLoader:
+    """Images of random bytes above zero; the label of an image is its number."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(1, 256, (count, 1, *size), generator=generator, dtype=torch.uint8)
+    return ImageLoader(images, torch.arange(count), ZERO, ONE, **({"batch_size": 4} | options))  # type: ignore[arg-type]
+
+
+def whole(source: ImageLoader, epoch: int = 0) -> tuple[Tensor, Tensor]:
+    batches = list(source.epoch(epoch))
+    return torch.cat([images for images, _ in batches]).round(), torch.cat([labels for _, labels in batches])
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.booleans(), st.sampled_from(["none", "shift:2", "flip", "shift:1,flip"]))
+def test_an_epoch_has_every_sample_once(count: int, batch_size: int, shuffle: bool, augment: str) -> None:
+    source = loader(count, batch_size=batch_size, shuffle=shuffle, augment=Augment.parse(augment))
+    batches = list(source.epoch(3))
+    assert len(batches) == len(source) == -(-count // batch_size)
+    assert source.samples == count
+    assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(count))
+    for images, labels in batches:
+        assert images.shape == (len(labels), 1, 6, 5)
+        assert images.dtype == torch.float32
+        assert len(labels) <= batch_size
+
+
+def test_images_keep_their_labels() -> None:
+    source = loader(shuffle=True)
+    images, labels = whole(source, 5)
+    assert torch.equal(images, source.images[labels].float())
+    assert labels.tolist() != sorted(labels.tolist())
+
+
+def test_without_shuffling_the_order_stays() -> None:
+    assert whole(loader())[1].tolist() == list(range(23))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**62])
+def test_epochs_are_reproducible_and_differ(seed: int) -> None:
+    source = loader(shuffle=True, augment=Augment(2, True), seed=seed)
+    for epoch in (0, 7):
+        for one, other in zip(whole(source, epoch), whole(source, epoch), strict=True):
+            assert torch.equal(one, other)
+    assert whole(source, 0)[1].tolist() != whole(source, 1)[1].tolist()
+    assert whole(source, 0)[1].tolist() != whole(replace(source, seed=seed + 1), 0)[1].tolist()
+
+
+def test_an_epoch_does_not_touch_torchs_own_random_numbers() -> None:
+    state = torch.get_rng_state()
+    whole(loader(shuffle=True, augment=Augment(1, True)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def shifts(image: Tensor, reach: int) -> list[Tensor]:
+    """The image moved by up to `reach` pixels each way, zeros where nothing moved in: by hand, pixel by pixel."""
+    height, width = image.shape[1:]
+    found = []
+    for down in range(-reach, reach + 1):
+        for right in range(-reach, reach + 1):
+            moved = torch.zeros_like(image)
+            for y in range(height):
+                for x in range(width):
+                    if 0 <= y - down < height and 0 <= x - right < width:
+                        moved[:, y, x] = image[:, y - down, x - right]
+            found.append(moved)
+    return found
+
+
+@pytest.mark.parametrize(("reach", "flip"), [(0, True), (1, False), (2, True)])
+def test_every_image_is_a_shifted_or_flipped_one(reach: int, flip: bool) -> None:
+    source = loader(augment=Augment(reach, flip))
+    plain = source.plain().images.float()
+    used: set[int] = set()
+    for epoch in range(6):
+        images, labels = whole(source, epoch)
+        for image, label in zip(images, labels, strict=True):
+            known = shifts(plain[label], reach)
+            known += [candidate.flip(2) for candidate in known] if flip else []
+            match = [number for number, candidate in enumerate(known) if torch.equal(candidate, image)]
+            assert len(match) == 1
+            used.add(match[0])
+    assert len(used) > 0.8 * (2 * reach + 1) ** 2 * (2 if flip else 1)  # and nearly all of them occur
+
+
+def test_shifts_and_flips_are_drawn_evenly() -> None:
+    image = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
+    image[0, 0, 2, 1] = 255
+    source = ImageLoader(
+        image.repeat(4000, 1, 1, 1), torch.zeros(4000).long(), ZERO, ONE, 500, augment=Augment(1, True)
+    )
+    mean = whole(source)[0].mean((0, 1)) / 255
+    expected = torch.zeros(5, 5)
+    expected[1:4, 0:5] = torch.tensor([1, 1, 2, 1, 1]) / 18 * torch.tensor([[1], [1], [1]])
+    expected = F.pad((torch.tensor([1.0, 1, 1, 0, 0]) + torch.tensor([0, 0, 1.0, 1, 1])).repeat(3, 1) / 18, (0, 0, 1, 1))
+    torch.testing.assert_close(mean, expected, atol=0.02, rtol=0)
+
+
+def test_a_shift_wider_than_the_image_can_empty_it() -> None:
+    images, _ = whole(loader(size=(3, 3), augment=Augment(5)))
+    assert (images.flatten(1).sum(1) == 0).any()
+
+
+@given(st.integers(1, 4), st.integers(0, 3), st.data())
+def test_normalisation_is_the_usual_one(channels: int, shift: int, data: st.DataObject) -> None:
+    positive = st.floats(0.01, 2)
+    mean = tuple(data.draw(st.lists(st.floats(-1, 1), min_size=channels, max_size=channels)))
+    std = tuple(data.draw(st.lists(positive, min_size=channels, max_size=channels)))
+    raw = torch.randint(0, 256, (5, channels, 4, 4), dtype=torch.uint8)
+    source = ImageLoader(raw, torch.arange(5), mean, std, 2, augment=Augment(shift)).plain()
+    expected = (raw.double() / 255 - torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1)) / torch.tensor(
+        std, dtype=torch.float64
+    ).view(-1, 1, 1)
+    images = torch.cat([images for images, _ in source.epoch(0)])
+    torch.testing.assert_close(images.double(), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("augment", [Augment(), Augment(2), Augment(0, True), Augment(3, True)])
+def test_plain_is_the_same_images_in_order(augment: Augment) -> None:
+    source = loader(shuffle=True, augment=augment).plain()
+    images, labels = whole(source, 4)
+    assert labels.tolist() == list(range(23))
+    assert torch.equal(images, loader().images.float())
+
+
+def test_another_batch_size_is_the_same_images() -> None:
+    source = replace(loader(augment=Augment(2)), batch_size=3)
+    assert next(iter(source.epoch(0)))[0].shape == (3, 1, 6, 5)
+    assert torch.equal(whole(source.plain())[0], loader().images.float())
+
+
+def test_loading_changes_neither_images_nor_labels() -> None:
+    source = loader(augment=Augment(1, True), shuffle=True)
+    before = source.images.clone()
+    for images, _ in source.epoch(0):
+        images.zero_()
+    assert torch.equal(source.images, before)
+
+
+@pytest.mark.parametrize(
+    ("text", "augment"),
+    [
+        ("none", Augment()),
+        ("flip", Augment(flip=True)),
+        ("shift:4", Augment(4)),
+        ("shift:4,flip", Augment(4, True)),
+        ("flip, shift:2", Augment(2, True)),
+        ("shift:0", Augment()),
+    ],
+)
+def test_augmentation_is_read(text: str, augment: Augment) -> None:
+    assert Augment.parse(text) == augment
+
+
+@given(st.one_of(st.text(max_size=12), st.from_regex(r"(shift:\w{1,3}|flip|none)?,?(shift:.?|flip)?", fullmatch=True)))
+def test_any_other_text_is_refused_in_a_sentence(text: str) -> None:
+    try:
+        augment = Augment.parse(text)
+    except SettingsError as error:
+        assert error.hint
+    else:
+        assert augment.shift >= 0
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=2, max_size=200).map(torch.tensor),
+    st.floats(0.01, 0.5),
+)
+def test_a_split_is_stratified_disjoint_and_repeatable(labels: Tensor, fraction: float) -> None:
+    rest, held = split_off(labels, fraction)
+    assert sorted([*rest.tolist(), *held.tolist()]) == list(range(len(labels)))
+    assert len(held) == max(1, round(len(labels) * fraction))
+    for label in range(5):
+        size = int((labels == label).sum())
+        share = size * len(held) / len(labels)
+        assert abs(int((labels[held] == label).sum()) - share) <= 1
+    for one, other in zip(split_off(labels.clone(), fraction), (rest, held), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_split_ignores_the_random_numbers_of_the_run() -> None:
+    labels = torch.arange(100) % 7
+    torch.manual_seed(1)
+    first = split_off(labels, 0.2)[1]
+    torch.manual_seed(2)
+    assert torch.equal(split_off(labels, 0.2)[1], first)
+    assert first.tolist() != list(range(20))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images_leave_nothing_to_hold_out(count: int) -> None:
+    rest, held = split_off(torch.zeros(count, dtype=torch.int64), 0.1)
+    assert len(rest) == count
+    assert len(held) == 0

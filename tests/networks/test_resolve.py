@@ -1,0 +1,151 @@
+"""`--arch`: every name gives a network, everything else an `ArchError` that says what to do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from slimcli.errors import ArchError
+from slimcli.networks import ARCHS, resolve
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@torch.no_grad()
+def test_every_built_in_network_computes_logits(arch: str) -> None:
+    channels, height, width = ARCHS[arch].input_shape
+    for classes in (10, 7):
+        model = resolve.build(arch, classes, (channels, height, width)).eval()
+        assert model(torch.randn(2, channels, height, width)).shape == (2, classes)
+    assert not resolve.is_foreign(arch)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 40, 24)])
+@torch.no_grad()
+def test_lenet_takes_other_images(shape: tuple[int, int, int]) -> None:
+    assert resolve.build("lenet5", 4, shape)(torch.randn(2, *shape)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(("arch", "shape"), [("lenet5", (1, 8, 8)), ("lenet5", (1, 15, 28)), ("vgg16-cifar", (1, 28, 28))])
+def test_images_too_small_for_the_network_are_refused(arch: str, shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ArchError, match=arch):
+        resolve.build(arch, 10, shape)
+
+
+def test_pooling_before_relu_is_pooling_after_it() -> None:
+    model = resolve.build("lenet5", 10, (1, 28, 28))
+    x = torch.randn(4, 1, 28, 28)
+    y = model.pool(torch.relu(model.conv1(x)))
+    y = model.pool(torch.relu(model.conv2(y)))
+    torch.testing.assert_close(model(x), model.fc2(torch.relu(model.fc1(y.flatten(1)))))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [("lenet", "lenet5"), ("resnet56", "resnet56-cifar"), ("vgg16", "vgg16-cifar"), ("torchvision:resnet81", "resnet18")],
+)
+def test_an_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
+    with pytest.raises(ArchError) as caught:
+        resolve.build(wrong, 10, (3, 32, 32))
+    assert wrong.rpartition(":")[2] in caught.value.message
+    assert nearest in caught.value.hint
+
+
+@pytest.mark.parametrize("wrong", ["", ":", "x:", ":build", "zzzzzz", "torchvision:", "no.such.module:build", "a:b:c:d", "file.py:"])
+def test_what_is_no_arch_is_refused(wrong: str) -> None:
+    with pytest.raises(ArchError) as caught:
+        resolve.build(wrong, 10, (3, 32, 32))
+    assert caught.value.hint
+
+
+@torch.no_grad()
+def test_torchvisions_networks_have_the_classes_asked_for() -> None:
+    model = resolve.build("torchvision:mobilenet_v3_small", 7, (3, 64, 64)).eval()
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "deeplabv3_resnet50"])
+def test_building_a_network_never_downloads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import _api
+
+    asked: list[object] = []
+
+    def download(*args: Any, **_: Any) -> None:
+        asked.append(args)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(_api, "load_state_dict_from_url", download)
+    with pytest.raises(ArchError):
+        resolve.build(f"torchvision:{name}", 10, (3, 64, 64))
+    assert not asked
+
+
+def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ArchError, match="timm") as caught:
+        resolve.build("timm:resnet18", 10, (3, 32, 32))
+    assert "pip install" in caught.value.hint
+
+
+def test_a_callable_in_a_file_builds_the_network(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from torch import nn\n"
+        "@dataclass\n"
+        "class Config:\n"
+        "    width: int = 3\n"
+        "def build():\n"
+        "    return nn.Conv2d(1, Config().width, 1)\n"
+    )
+    model = resolve.build(f"{tmp_path / 'mine.py'}:build", 10, (1, 8, 8))
+    assert isinstance(model, nn.Conv2d)
+    assert resolve.is_foreign(f"{tmp_path / 'mine.py'}:build")
+
+
+def test_a_callable_of_a_module_builds_the_network() -> None:
+    assert type(resolve.build("tests.tiny:Chain", 4, (3, 8, 8))).__name__ == "Chain"
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        ("def build():\n    return 5\n", "int"),
+        ("def build():\n    raise ValueError('no such weights')\n", "no such weights"),
+        ("def build(width):\n    pass\n", "width"),
+        ("1 / 0\n", "ZeroDivisionError"),
+        ("def build(:\n", "SyntaxError"),
+        ("import no_such_package\n", "no_such_package"),
+        ("def construct():\n    pass\n", "build"),
+        ("build = 5\n", "build"),
+    ],
+)
+def test_the_users_own_faults_are_told_in_a_sentence(tmp_path: Path, body: str, part: str) -> None:
+    (tmp_path / "mine.py").write_text(body)
+    with pytest.raises(ArchError, match=part) as caught:
+        resolve.build(f"{tmp_path / 'mine.py'}:build", 10, (1, 8, 8))
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArchError, match=r"mine\.py"):
+        resolve.build(f"{tmp_path / 'mine.py'}:build", 10, (1, 8, 8))
+
+
+@given(st.lists(st.sampled_from(["torchvision", "timm", "os", "file.py", "lenet5", "", "x"]), min_size=1, max_size=4))
+def test_whatever_runs_code_from_outside_is_foreign(parts: list[str]) -> None:
+    arch = ":".join(parts)
+    ran: list[object] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolve, "load_callable", lambda *args: ran.append(args) or nn.Identity)
+        try:
+            resolve.build(arch, 10, (3, 32, 32))
+        except ArchError:
+            pass
+    assert resolve.is_foreign(arch) or not ran

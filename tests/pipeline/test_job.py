@@ -1,0 +1,260 @@
+"""The main job on the built-in digits, small: every file it leaves, and what the other commands make of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import slimcli
+from slimcli.cli.main import main
+from slimcli.errors import DivergedError, RunDirError, SettingsError
+from slimcli.networks.cost import count
+from slimcli.pipeline import job
+from slimcli.pipeline.recipe import run_recipe
+from slimcli.progress import Progress
+from slimcli.rundir import RunDir
+from slimcli.settings import PruneSettings
+
+QUICK: dict[str, Any] = {
+    "train_samples": 500,
+    "tie_epochs": 1,
+    "epochs": 1,
+    "final_epochs": 1,
+    "max_drop": 100.0,
+    "amount": "25%",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    out = tmp_path_factory.mktemp("job") / "run"
+    job.run(PruneSettings(model=str(tiny_checkpoint), iterations=2, **QUICK), out)
+    return RunDir(out)
+
+
+def test_a_run_leaves_what_the_contract_names(run: RunDir) -> None:
+    for path in (run.recipe, run.journal, run.model, run.onnx, run.metrics, run.report):
+        assert path.stat().st_size > 0
+    metrics = run.read_metrics()
+    assert {"schema", "method", "arch", "data", "dense", "slim", "removed", "iterations", "layers", "environment"} <= set(metrics)
+    for side in ("dense", "slim"):
+        assert {"top1", "loss", "macs", "params", "file_bytes", "latency_ms"} <= set(metrics[side])
+        assert {"p50", "p90", "p99", "mean", "runs", "threads", "batch", "provider"} <= set(metrics[side]["latency_ms"])
+    assert {"index", "macs", "params", "top1", "epochs", "removed", "seconds"} <= set(metrics["iterations"][0])
+    assert (metrics["dense"]["macs"], metrics["dense"]["params"]) == (2_293_000, 431_080)
+
+
+def test_the_slim_network_is_as_small_as_the_metrics_say(run: RunDir) -> None:
+    metrics = run.read_metrics()
+    network = slimcli.load(run.model)
+    cost = count(network, (1, 28, 28))
+    assert (cost.macs, cost.params) == (metrics["slim"]["macs"], metrics["slim"]["params"])
+    # A quarter of (20, 50), rounded up, twice: 20 - 5 - 4 and 50 - 13 - 10.
+    assert [layer["filters"][1] for layer in metrics["layers"]][:2] == [11, 27]
+    assert metrics["removed"]["macs"] == pytest.approx(1 - cost.macs / 2_293_000)
+
+
+def test_removed_filters_and_survivors_make_up_the_dense_layer(run: RunDir) -> None:
+    saved = torch.load(run.model, weights_only=True)
+    for layer, width in (("conv1", 20), ("conv2", 50)):
+        gone = saved["removed"][layer]
+        assert sorted(set(gone)) == gone
+        assert len(gone) + saved["state_dict"][f"{layer}.weight"].shape[0] == width
+        assert all(0 <= index < width for index in gone)
+
+
+def test_the_survivors_keep_their_history(run: RunDir, tiny_checkpoint: Path) -> None:
+    dense = torch.load(tiny_checkpoint, weights_only=True)["history"]["layers"]
+    slim = torch.load(run.model, weights_only=True)
+    epochs = dense["conv1"].shape[0]
+    for layer, width in (("conv1", 20), ("conv2", 50)):
+        alive = [index for index in range(width) if index not in slim["removed"][layer]]
+        rows = slim["history"]["layers"][layer]
+        assert torch.equal(rows[:epochs], dense[layer][:, alive])
+        assert len(rows) == epochs + 2 * (1 + 1) + 1  # two iterations of tie and retraining, and the last epoch
+    weight = slim["state_dict"]["conv2.weight"].abs().flatten(1).sum(1)
+    assert torch.allclose(slim["history"]["layers"]["conv2"][-1], weight, rtol=1e-5)
+
+
+def test_the_onnx_file_has_the_slim_shapes_and_outputs(run: RunDir) -> None:
+    import onnxruntime
+
+    network = slimcli.load(run.model)
+    shapes = {tuple(tensor.dims) for tensor in onnx.load(run.onnx).graph.initializer}
+    assert tuple(network.get_submodule("conv2").weight.shape) in shapes  # type: ignore[union-attr, arg-type]
+    session = onnxruntime.InferenceSession(str(run.onnx), providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        images = torch.randn(batch, 1, 28, 28)
+        with torch.no_grad():
+            expected = network(images).numpy()
+        np.testing.assert_allclose(session.run(["logits"], {"input": images.numpy()})[0], expected, atol=1e-4)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts["arch"] == "lenet5"
+    assert int(facts["macs"]) == run.read_metrics()["slim"]["macs"]
+
+
+def test_the_journal_has_every_epoch_and_surgery(run: RunDir) -> None:
+    events = run.read_journal()
+    assert [event["event"] for event in events if event["event"] != "epoch"] == [
+        "start",
+        *["surgery", "iteration"] * 2,
+        "end",
+    ]
+    phases = [event["phase"] for event in events if event["event"] == "epoch"]
+    assert phases == ["tie 1", "retrain 1", "tie 2", "retrain 2", "final"]
+
+
+def test_the_same_settings_give_the_same_network(run: RunDir, tmp_path: Path) -> None:
+    recipe = tomllib.loads(run.recipe.read_text())
+    assert recipe["prune"]["seed"] == 0
+    path = tmp_path / "recipe.toml"
+    shutil.copy(run.recipe, path)
+    again = run_recipe(path, tmp_path / "again")
+    first, second = torch.load(run.model, weights_only=True), torch.load(again.folder / "model.pt", weights_only=True)
+    assert all(torch.equal(value, second["state_dict"][key]) for key, value in first["state_dict"].items())
+    assert first["removed"] == second["removed"]
+
+
+def test_a_taken_folder_is_left_alone(run: RunDir, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    before = run.metrics.read_bytes()
+    with pytest.raises(RunDirError, match="already holds a run"):
+        job.run(PruneSettings(model=str(tiny_checkpoint)), run.path)
+    assert run.metrics.read_bytes() == before
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "photo.jpg").write_text("mine")
+    with pytest.raises(RunDirError, match="no run"):
+        job.run(PruneSettings(model=str(tiny_checkpoint)), other, overwrite=True)
+    assert (other / "photo.jpg").read_text() == "mine"
+
+
+@pytest.mark.parametrize("method", ["hbfp-paper", "l1", "random"])
+def test_the_other_methods_reach_the_same_widths(method: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = job.run(
+        PruneSettings(model=str(tiny_checkpoint), method=method, iterations=1, deploy=False, **QUICK), tmp_path / "run"
+    )
+    assert [layer["filters"][1] for layer in result.metrics["layers"]][:2] == [15, 37]
+    assert result.metrics["dense"]["file_bytes"] is None
+
+
+def test_widths_are_met_exactly(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = PruneSettings(model=str(tiny_checkpoint), widths=(4, 5), deploy=False, **{**QUICK, "amount": "50%"})
+    result = job.run(settings, tmp_path / "run")
+    assert [layer["filters"][1] for layer in result.metrics["layers"]][:2] == [4, 5]
+    assert not result.shortfall
+
+
+def test_a_budget_beyond_the_allowed_drop_falls_short_and_keeps_the_last_good_network(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = PruneSettings(
+        model=str(tiny_checkpoint), macs=0.001, deploy=False, **{**QUICK, "max_drop": 0.0, "lr": 10.0, "schedule": "constant"}
+    )
+    result = job.run(settings, tmp_path / "run")
+    assert "budget was not reached" in result.shortfall
+    assert result.metrics["slim"]["macs"] == result.metrics["dense"]["macs"]
+    assert not result.metrics["budget_met"]
+
+
+def test_a_lost_loss_stops_the_run_and_names_the_last_good_network(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = PruneSettings(model=str(tiny_checkpoint), iterations=1, deploy=False, **{**QUICK, "lr": 1e6})
+    with pytest.raises(DivergedError, match="the last good network is"):
+        job.run(settings, tmp_path / "run")
+    assert not RunDir(tmp_path / "run").model.exists()
+
+
+def test_ctrl_c_leaves_the_last_good_network_and_exits_130(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Impatient(Progress):
+        def say(self, message: str) -> None:
+            if message.startswith("iteration 2"):
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("slimcli.cli.console.Terminal", Impatient)
+    with pytest.raises(SystemExit) as caught:
+        main(f"prune {tiny_checkpoint} -o {tmp_path / 'run'} --train-samples 500 --epochs 1 --max-drop 100 --no-deploy".split())
+    assert caught.value.code == 130
+    run = RunDir(tmp_path / "run")
+    assert slimcli.load(run.last_good) is not None
+    assert [event["event"] for event in run.read_journal()][-1] == "iteration"
+    assert "130" not in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_would_go_and_writes_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = job.dry_run(PruneSettings(model=str(tiny_checkpoint)))
+    assert plan["first_iteration"] == {"conv1": 2, "conv2": 5}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_trains_prunes_and_writes_its_card(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(
+        """
+        [card]
+        file = "small.md"
+        title = "Small"
+        [train]
+        arch = "lenet5"
+        epochs = 1
+        train_samples = 300
+        [[prune]]
+        name = "half"
+        reference = 1.5
+        amount = "50%"
+        iterations = 1
+        train_samples = 300
+        epochs = 1
+        final_epochs = 1
+        max_drop = 100.0
+        deploy = false
+        [[prune]]
+        widths = [4, 20]
+        amount = "50%"
+        train_samples = 300
+        epochs = 1
+        final_epochs = 1
+        max_drop = 100.0
+        deploy = false
+        """
+    )
+    result = run_recipe(tmp_path / "small.toml", tmp_path / "out")
+    assert [step["step"] for step in result.steps] == ["train", "prune-1", "prune-2"]
+    card = (tmp_path / "small.md").read_text()
+    assert "| half | 10, 25 |" in card
+    assert "1.5" in card
+    saved = torch.load(tmp_path / "out" / "prune-2" / "model.pt", weights_only=True)
+    assert len(saved["removed"]["conv1"]) == 16  # both steps together
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[train]\narch = 'lenet5'\nepoch = 3", "epoch"),
+        ("[trian]\narch = 'lenet5'", "trian"),
+        ("[[prune]]\nmethod = 'hbfp'", "nothing to start from"),
+        ("[train]\nepochs = 3", "arch"),
+        ("[train]\narch = 'lenet5'\ndata_root = '${NOT_SET_ANYWHERE}'", "NOT_SET_ANYWHERE"),
+        ("", "nothing to do"),
+        ("[train", "TOML"),
+    ],
+)
+def test_a_bad_recipe_is_refused_before_anything_runs(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(SettingsError, match=words):
+        run_recipe(tmp_path / "r.toml", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_metrics_are_json_that_can_be_read_back(run: RunDir) -> None:
+    assert json.loads(run.metrics.read_text()) == run.read_metrics()

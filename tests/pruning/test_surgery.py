@@ -1,0 +1,385 @@
+"""Removing equals zeroing, and the check of that can fail.
+
+Zeroing is done here by hand, in the weights: a layer's filters, and those of the batch norm and the shortcut behind it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from slimcli.errors import ArchError
+from slimcli.networks import resolve
+from slimcli.networks.cost import layers_of
+from slimcli.pruning import surgery
+from slimcli.pruning.history import NormHistory
+from slimcli.records import ChannelGroup
+from tests import tiny
+
+CERTAIN = {
+    tiny.Chain: {"conv1", "conv2"},
+    tiny.Residual: {"stem", "a", "c"},
+    tiny.Depthwise: {"a", "b"},
+    tiny.Concat: {"a", "b", "c"},
+    tiny.ConcatDepthwise: {"c"},
+    tiny.Grouped: {"c"},
+    tiny.Gated: {"a", "squeeze", "b"},
+    tiny.Twice: {"a"},
+    tiny.Transposed: {"a", "b"},
+    tiny.Sloped: {"a", "c"},
+    tiny.Sigmoid: {"b"},
+    tiny.Shuffle: {"b"},
+    tiny.Halves: {"left"},
+    tiny.LayerNormed: set(),
+    tiny.GroupNormed: {"b"},
+    tiny.FixedView: {"a"},
+    tiny.PaddedShortcut: {"a", "c"},
+    tiny.OptionA: {"conv1", "layer1.0.conv1", "layer2.0.conv1", "layer2.0.conv2", "layer3.0.conv1", "layer3.0.conv2"},
+}
+"""For each network the groups that can be removed. Whether one of the others can is up to the check: it may not be wrong."""
+
+IMPOSSIBLE = {
+    tiny.Sigmoid: {"a"},
+    tiny.Shuffle: {"a"},
+    tiny.LayerNormed: {"a"},
+    tiny.GroupNormed: {"a"},
+    tiny.FixedView: {"b"},
+    tiny.PaddedShortcut: {"stem"},
+}
+
+NETWORKS = pytest.mark.parametrize("network", CERTAIN, ids=lambda network: network.__name__)
+
+
+def verified(model: nn.Module, linear: bool = False) -> tuple[ChannelGroup, ...]:
+    return surgery.verify(model, tiny.SHAPE, surgery.find_groups(model, tiny.SHAPE, linear))
+
+
+def names(groups: Sequence[ChannelGroup], prunable: bool = True) -> set[str]:
+    return {group.name for group in groups if group.prunable is prunable}
+
+
+@torch.no_grad()
+def zeroed(model: Any, groups: Sequence[ChannelGroup], removal: Mapping[str, Sequence[int]]) -> nn.Module:
+    """A copy with the units of the removal at zero, by hand."""
+    dead = copy.deepcopy(model)
+    for group in groups:
+        for member in group.members if group.name in removal else ():
+            channels = [member.channels[unit] for unit in removal[group.name]]
+            layer = dead.get_submodule(member.layer)
+            layer.weight[channels] = 0
+            if layer.bias is not None:
+                layer.bias[channels] = 0
+            if member.layer in getattr(dead, "norms", {}):
+                name, start = dead.norms[member.layer]
+                norm = dead.get_submodule(name)
+                norm.weight[[start + c for c in channels]] = 0
+                norm.bias[[start + c for c in channels]] = 0
+            if member.layer in getattr(dead, "pads", {}):
+                pad = dead.get_submodule(dead.pads[member.layer])
+                selects = pad.selects.clone()
+                selects[channels] = False
+                pad.adopt(selects)
+    return dead
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    return model.eval()(inputs)
+
+
+def assert_removal_is_zeroing(model: nn.Module, groups: Sequence[ChannelGroup], removal: Mapping[str, Sequence[int]]) -> None:
+    slim = copy.deepcopy(model)
+    surgery.remove(slim, tiny.SHAPE, removal)
+    inputs = tiny.images()
+    torch.testing.assert_close(
+        outputs(slim, inputs),
+        outputs(zeroed(model, groups, removal), inputs),
+        rtol=1e-9,
+        atol=1e-9,
+        msg=lambda text: f"removing {dict(removal)}: {text}",
+    )
+
+
+@NETWORKS
+def test_what_can_be_removed_is_found(network: type[nn.Module]) -> None:
+    groups = verified(network())
+    assert names(groups) >= CERTAIN[network], {g.name: g.reason for g in groups if not g.prunable}
+    assert not names(groups) & IMPOSSIBLE.get(network, set())
+    assert all(group.reason for group in groups if not group.prunable)
+
+
+@NETWORKS
+def test_removing_any_one_unit_equals_zeroing_it(network: type[nn.Module]) -> None:
+    model = tiny.lively(network())
+    groups = verified(model)
+    for group in groups:
+        for unit in range(0, group.channels, max(1, group.channels // 8)) if group.prunable else ():
+            assert_removal_is_zeroing(model, groups, {group.name: [unit]})
+
+
+@NETWORKS
+@pytest.mark.parametrize("seed", range(3))
+def test_removing_many_at_once_equals_zeroing_them(network: type[nn.Module], seed: int) -> None:
+    model = tiny.lively(network(), seed)
+    generator = torch.Generator().manual_seed(seed)
+    groups = verified(model)
+    removal = {
+        group.name: torch.randperm(group.channels, generator=generator)[: 1 + seed * (group.channels // 4)].tolist()
+        for group in groups
+        if group.prunable
+    }
+    assert_removal_is_zeroing(model, groups, removal)
+
+
+@pytest.mark.parametrize(("width", "wider"), [(3, 6), (4, 8), (4, 9), (5, 6), (6, 8), (8, 16)])
+def test_a_shortcut_padded_in_the_forward_function_is_never_wrong(width: int, wider: int) -> None:
+    model = tiny.lively(tiny.PaddedShortcut(width, wider))
+    groups = verified(model)
+    for group in groups:
+        for unit in range(group.channels) if group.prunable else ():
+            assert_removal_is_zeroing(model, groups, {group.name: [unit]})
+
+
+def test_a_removal_returns_what_is_left_and_narrows_the_layers() -> None:
+    model = tiny.Chain()
+    before = {name: layer.weight.detach().clone() for name, layer in layers_of(model).items()}
+    kept = surgery.remove(model, tiny.SHAPE, {"conv1": [4, 0], "conv2": []})
+    assert kept == {"conv1": [1, 2, 3, 5]}
+    assert torch.equal(model.conv1.weight, before["conv1"][[1, 2, 3, 5]])
+    assert torch.equal(model.conv2.weight, before["conv2"][:, [1, 2, 3, 5]])
+    assert torch.equal(model.fc1.weight, before["fc1"])
+    assert model.bn1.num_features == 4
+
+
+def test_tied_layers_lose_the_same_units() -> None:
+    model = tiny.Residual()
+    kept = surgery.remove(model, tiny.SHAPE, {"stem": [1], "c": [0, 8]})
+    assert kept == {"stem": [0, 2, 3, 4, 5], "b": [0, 2, 3, 4, 5], "c": [*range(1, 8)], "short": [*range(1, 8)]}
+
+
+def test_a_layer_of_two_groups_reports_what_it_keeps_of_all_its_filters() -> None:
+    model = tiny.ConcatDepthwise()
+    before = model.deep.weight.detach().clone()
+    kept = surgery.remove(model, tiny.SHAPE, {"a": [0], "b": [1]})  # the depthwise conv loses channels 0 and 4 + 1
+    assert torch.equal(model.deep.weight, before[[1, 2, 3, 4, 6, 7, 8, 9]])
+    assert kept["deep"] == [1, 2, 3, 4, 6, 7, 8, 9]
+
+
+@given(st.data())
+def test_two_removals_equal_one(data: st.DataObject) -> None:
+    first = data.draw(st.sets(st.integers(0, 5), min_size=1, max_size=3))
+    second = data.draw(st.sets(st.integers(0, 5 - len(first)), min_size=1, max_size=2))
+    model = tiny.lively(tiny.Chain())
+    once, stepwise = copy.deepcopy(model), copy.deepcopy(model)
+    alive = surgery.remove(stepwise, tiny.SHAPE, {"conv1": sorted(first)})["conv1"]
+    surgery.remove(stepwise, tiny.SHAPE, {"conv1": sorted(second)})
+    surgery.remove(once, tiny.SHAPE, {"conv1": sorted(first | {alive[unit] for unit in second})})
+    assert {k: v.tolist() for k, v in once.state_dict().items()} == {k: v.tolist() for k, v in stepwise.state_dict().items()}
+
+
+def test_history_rows_stay_with_the_survivors() -> None:
+    model = tiny.Residual()
+    history = NormHistory(model)
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        history.record()
+    before = {name: rows.clone() for name, rows in history.layers.items()}
+    kept = surgery.remove(model, tiny.SHAPE, {"stem": [5, 2], "a": [0]})
+    for layer, filters in kept.items():
+        history.keep(layer, filters)
+    history.record()
+    survivors = {"stem": [0, 1, 3, 4], "b": [0, 1, 3, 4], "a": [1, 2, 3]}
+    for name, rows in history.layers.items():
+        assert torch.equal(rows[:3], before[name][:, survivors.get(name, slice(None))])
+        assert len(rows) == 4
+    # Nobody trained in between, so a survivor of a layer that kept its inputs has the norm that it had before.
+    assert torch.equal(history.layers["stem"][3], history.layers["stem"][2])
+
+
+def test_surgery_leaves_modes_flags_and_gradients_in_order() -> None:
+    model = tiny.Chain().train()
+    model.conv1.weight.requires_grad_(False)
+    model(torch.randn(2, *tiny.SHAPE)).sum().backward()
+    surgery.remove(model, tiny.SHAPE, {"conv1": [0], "conv2": [1]})
+    assert model.training
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {"conv1.weight"}
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model(torch.randn(2, *tiny.SHAPE)).sum().backward()
+
+
+def test_frozen_parameters_are_seen() -> None:
+    model = tiny.Chain().requires_grad_(False)
+    assert names(verified(model)) == CERTAIN[tiny.Chain]
+    surgery.remove(model, tiny.SHAPE, {"conv1": [0]})
+    assert model.conv1.weight.shape[0] == 5
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_looking_for_groups_and_verifying_them_changes_nothing() -> None:
+    model = tiny.Residual().train()
+    model.c.weight.requires_grad_(False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    verified(model)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {"c.weight"}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("network", [tiny.Chain, tiny.Residual, tiny.OptionA, tiny.LayerNormed])
+def test_the_classifier_is_never_prunable(network: type[nn.Module], linear: bool) -> None:
+    model = network()
+    last = list(layers_of(model))[-1]
+    group = next(g for g in verified(model, linear) if any(member.layer == last for member in g.members))
+    assert not group.prunable
+    assert "output" in group.reason
+
+
+def test_a_network_without_linear_layer_keeps_its_outputs() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert names(verified(model, linear=True)) == {"0"}
+
+
+def test_hidden_linear_layers_take_part_when_asked() -> None:
+    model = tiny.lively(tiny.Chain())
+    assert names(verified(model)) == {"conv1", "conv2"}
+    assert "--linear" in next(g.reason for g in verified(model) if g.name == "fc1")
+    groups = verified(model, linear=True)
+    assert names(groups) == {"conv1", "conv2", "fc1"}
+    for unit in range(7):
+        assert_removal_is_zeroing(model, groups, {"fc1": [unit], "conv2": [unit % 5]})
+
+
+def test_a_layer_that_no_image_reaches_is_named() -> None:
+    model = tiny.Chain()
+    model.unused = nn.Conv2d(3, 4, 3)
+    group = next(g for g in verified(model) if g.name == "unused")
+    assert not group.prunable
+    assert "forward" in group.reason
+
+
+def test_every_layer_is_in_exactly_one_group() -> None:
+    for network in (tiny.Chain, tiny.Residual, tiny.Concat, tiny.Gated, tiny.OptionA):
+        model = network()
+        members = [member.layer for group in surgery.find_groups(model, tiny.SHAPE) for member in group.members]
+        assert sorted(members) == sorted(layers_of(model))
+
+
+def test_resnet20_can_lose_channels_everywhere_but_in_its_classifier() -> None:
+    model = resolve.build("resnet20-cifar", 10, (3, 16, 16))
+    groups = surgery.verify(model, (3, 16, 16), surgery.find_groups(model, (3, 16, 16)))
+    assert names(groups, prunable=False) == {"linear"}
+    assert sorted(g.channels for g in groups if len(g.members) > 1) == [16, 32, 64]  # the three streams
+
+
+class _Sabotage:
+    """A removal that is right except for one consumer, which keeps the wrong ones of its inputs or statistics."""
+
+    def __init__(self, module: str, tensor: str, dim: int, only_with: tuple[str, int] | None = None) -> None:
+        self.module, self.tensor, self.dim, self.only_with = module, tensor, dim, only_with
+        self.right = surgery.remove
+        self.used = False
+
+    def __call__(self, model: nn.Module, shape: Sequence[int], removal: surgery.Removal) -> dict[str, list[int]]:
+        before = getattr(model.get_submodule(self.module), self.tensor).shape
+        kept = self.right(model, shape, removal)
+        value = getattr(model.get_submodule(self.module), self.tensor)
+        hit = self.only_with is None or self.only_with[1] in removal.get(self.only_with[0], ())
+        if value.shape[self.dim] != before[self.dim] and hit:
+            self.used = True
+            with torch.no_grad():
+                value.copy_(value.roll(1, self.dim))
+        return kept
+
+
+@pytest.mark.parametrize(
+    ("network", "module", "tensor", "dim", "guilty"),
+    [
+        (tiny.Chain, "conv2", "weight", 1, "conv1"),
+        (tiny.Chain, "fc1", "weight", 1, "conv2"),
+        (tiny.Chain, "bn1", "running_mean", 0, "conv1"),
+        (tiny.Chain, "bn1", "running_var", 0, "conv1"),
+        (tiny.Chain, "bn2", "bias", 0, "conv2"),
+        (tiny.Residual, "b", "weight", 1, "a"),
+        (tiny.Residual, "short", "weight", 1, "stem"),
+        (tiny.Residual, "b", "weight", 0, "stem"),
+        (tiny.Residual, "fc", "weight", 1, "c"),
+        (tiny.Depthwise, "deep", "weight", 0, "a"),
+        (tiny.OptionA, "layer2.0.conv1", "weight", 1, "conv1"),
+        (tiny.OptionA, "linear", "weight", 1, "layer3.0.conv2"),
+    ],
+)
+def test_a_wrong_removal_freezes_exactly_its_group(
+    monkeypatch: pytest.MonkeyPatch, network: type[nn.Module], module: str, tensor: str, dim: int, guilty: str
+) -> None:
+    sabotage = _Sabotage(module, tensor, dim)
+    monkeypatch.setattr(surgery, "remove", sabotage)
+    groups = verified(network())
+    assert sabotage.used
+    assert names(groups) == CERTAIN[network] - {guilty}
+    assert "something else" in next(group.reason for group in groups if group.name == guilty)
+
+
+@pytest.mark.parametrize("unit", range(6))
+def test_a_removal_that_is_wrong_for_one_unit_only_is_noticed(monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
+    monkeypatch.setattr(surgery, "remove", _Sabotage("conv2", "weight", 1, only_with=("conv1", unit)))
+    assert names(verified(tiny.Chain())) == {"conv2"}
+
+
+def test_a_wrong_removal_is_noticed_however_dull_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.Chain()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1e-8)
+    monkeypatch.setattr(surgery, "remove", _Sabotage("conv2", "weight", 1))
+    assert names(verified(model)) == {"conv2"}
+
+
+def test_a_removal_that_breaks_the_network_freezes_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = surgery.remove
+
+    def breaking(model: nn.Module, shape: Sequence[int], removal: surgery.Removal) -> dict[str, list[int]]:
+        kept = right(model, shape, removal)
+        if "conv1" in kept:
+            model.conv2.weight = nn.Parameter(model.conv2.weight[:, :1].detach().repeat(1, 2, 1, 1))
+        return kept
+
+    monkeypatch.setattr(surgery, "remove", breaking)
+    groups = verified(tiny.Chain())
+    assert names(groups) == {"conv2"}
+    assert "breaks" in next(group.reason for group in groups if group.name == "conv1")
+
+
+class _TwoOutputs(tiny.Chain):
+    """Returns a dict, as segmentation networks do."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"out": super().forward(x)}
+
+
+class _Single(tiny.Chain):
+    """Converts its images to float32 whatever it was given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+@pytest.mark.parametrize("network", [_TwoOutputs, _Single])
+def test_a_network_that_cannot_be_checked_is_frozen_or_refused(network: type[nn.Module]) -> None:
+    try:
+        groups = verified(network())
+    except ArchError:
+        return
+    assert names(groups) <= {"conv1", "conv2"}
+    assert all(group.reason for group in groups if not group.prunable)

@@ -1,0 +1,297 @@
+"""Tiny networks, one for each way in which layers hang together. All take images (N, 3, 8, 8).
+
+`norms` says which norm follows a layer and where in it the layer's channels start; `pads` which shortcut is added
+to a layer's output. With these the tests zero channels by hand, without asking the code that they test.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimcli.networks.resnet import CifarResNet
+
+SHAPE = (3, 8, 8)
+
+
+class Tiny(nn.Module):
+    """Base: no batch norms, no shortcuts."""
+
+    norms: ClassVar[dict[str, tuple[str, int]]] = {}
+    pads: ClassVar[dict[str, str]] = {}
+
+
+class Chain(Tiny):
+    """Convs with batch norm, then flattened maps into a hidden linear layer."""
+
+    norms: ClassVar = {"conv1": ("bn1", 0), "conv2": ("bn2", 0)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5)
+        self.fc1, self.fc2 = nn.Linear(5 * 2 * 2, 7), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
+        return self.fc2(F.relu(self.fc1(torch.flatten(x, 1))))
+
+
+class Residual(Tiny):
+    """An identity shortcut ties two layers, a conv shortcut three."""
+
+    norms: ClassVar = {"stem": ("bn0", 0), "a": ("bna", 0), "b": ("bnb", 0), "c": ("bnc", 0), "short": ("bns", 0)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.a, self.bna = nn.Conv2d(6, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.b, self.bnb = nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.c, self.bnc = nn.Conv2d(6, 9, 3, padding=1, stride=2), nn.BatchNorm2d(9)
+        self.short, self.bns = nn.Conv2d(6, 9, 1, stride=2), nn.BatchNorm2d(9)
+        self.fc = nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn0(self.stem(x)))
+        x = F.relu(self.bnb(self.b(F.relu(self.bna(self.a(x))))) + x)
+        x = F.relu(self.bnc(self.c(x)) + self.bns(self.short(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class Depthwise(Tiny):
+    """A depthwise conv takes its channels from the layer before."""
+
+    norms: ClassVar = {"a": ("bn", 0)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)
+        self.deep = nn.Conv2d(6, 6, 3, groups=6)
+        self.b, self.fc = nn.Conv2d(6, 5, 1), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.deep(F.relu6(self.bn(self.a(x)))))
+        return self.fc(F.relu(self.b(x)).mean((2, 3)))
+
+
+class Concat(Tiny):
+    """Two branches side by side, one batch norm over both."""
+
+    norms: ClassVar = {"a": ("bn", 0), "b": ("bn", 4)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.bn = nn.BatchNorm2d(10)
+        self.c, self.fc = nn.Conv2d(10, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(torch.cat([self.a(x), self.b(x)], 1)))
+        return self.fc(F.relu(self.c(x)).mean((2, 3)))
+
+
+class ConcatDepthwise(Tiny):
+    """Two branches side by side, one depthwise conv over both: its channels belong to two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.deep = nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.c, self.fc = nn.Conv2d(10, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.deep(F.relu(torch.cat([self.a(x), self.b(x)], 1))))
+        return self.fc(F.relu(self.c(x)).mean((2, 3)))
+
+
+class Grouped(Tiny):
+    """A conv in two groups of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 6, 3)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.c(F.relu(self.b(F.relu(self.a(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
+class Gated(Tiny):
+    """Squeeze and excitation: a branch scales the channels that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.squeeze, self.excite = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1), nn.Conv2d(4, 6, 1)
+        self.b, self.fc = nn.Conv2d(6, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        return self.fc(F.relu(self.b(x * gate)).mean((2, 3)))
+
+
+class Twice(Tiny):
+    """One conv used twice: its outputs are its own inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(F.relu(self.b(F.relu(self.a(x)))))).mean((2, 3)))
+
+
+class Transposed(Tiny):
+    """A transposed conv between two convs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up, self.b = nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 5, 2, 2), nn.Conv2d(5, 4, 3)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(F.relu(self.up(F.relu(self.a(x)))))).mean((2, 3)))
+
+
+class Sloped(Tiny):
+    """Activations with a parameter per channel, and instance norm with its own scales."""
+
+    norms: ClassVar = {"b": ("norm", 0)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.slope = nn.Conv2d(3, 6, 3), nn.PReLU(6)
+        self.b, self.norm = nn.Conv2d(6, 5, 3), nn.InstanceNorm2d(5, affine=True)
+        self.c, self.fc = nn.Conv2d(5, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.b(self.slope(self.a(x)))))
+        return self.fc(F.relu(self.c(x)).mean((2, 3)))
+
+
+class Sigmoid(Tiny):
+    """A channel at zero is a half behind the sigmoid, a removed one is nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(torch.sigmoid(self.a(x)))).mean((2, 3)))
+
+
+class Shuffle(Tiny):
+    """Four channels become one of twice the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(2, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(F.relu(F.pixel_shuffle(self.a(x), 2)))).mean((2, 3)))
+
+
+class Halves(Tiny):
+    """Two consumers, each of one half of the channels: where the halves meet depends on how many channels there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = F.relu(self.a(x)).chunk(2, 1)
+        return self.fc(F.relu(self.left(left) + self.right(right)).mean((2, 3)))
+
+
+class LayerNormed(Tiny):
+    """Layer norm's mean and variance are taken over the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(self.norm(self.a(x).permute(0, 2, 3, 1)))).mean((1, 2)))
+
+
+class GroupNormed(Tiny):
+    """Group norm's mean and variance are taken over half of the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 6, 3)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(F.relu(self.norm(self.a(x))))).mean((2, 3)))
+
+
+class FixedView(Tiny):
+    """A reshape that has the number of channels written into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(F.relu(self.a(x)))).view(-1, 5 * 16))
+
+
+class PaddedShortcut(Tiny):
+    """Option A as most code has it: the channels are padded in the forward function, where no module shows it."""
+
+    def __init__(self, width: int = 4, wider: int = 8) -> None:
+        super().__init__()
+        self.before = (wider - width) // 2
+        self.after = wider - width - self.before
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.a, self.b = nn.Conv2d(width, wider, 3, padding=1, stride=2), nn.Conv2d(wider, wider, 3, padding=1)
+        self.c, self.fc = nn.Conv2d(wider, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+        x = F.relu(self.b(F.relu(self.a(x))) + short)
+        return self.fc(F.relu(self.c(x)).mean((2, 3)))
+
+
+class OptionA(CifarResNet):
+    """The package's own CIFAR ResNet with one block per stage: its shortcuts pad channels in a module."""
+
+    norms: ClassVar = {"conv1": ("bn1", 0)} | {
+        f"layer{stage}.0.conv{n}": (f"layer{stage}.0.bn{n}", 0) for stage in (1, 2, 3) for n in (1, 2)
+    }
+    pads: ClassVar = {f"layer{stage}.0.conv2": f"layer{stage}.0.shortcut" for stage in (2, 3)}
+
+    def __init__(self) -> None:
+        super().__init__(1, 4, SHAPE)
+
+
+ALL: tuple[type[nn.Module], ...] = (*Tiny.__subclasses__(), OptionA)
+
+
+def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model in float64 and eval mode, every weight and batch-norm statistic random: no channel is like another."""
+    generator = torch.Generator().manual_seed(seed)
+    model.double().eval()
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            if name.endswith("running_var"):
+                tensor.copy_(0.5 + noise.abs())
+            else:
+                tensor.copy_(noise / max(1, tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else noise)
+    return model
+
+
+def images(count: int = 4, seed: int = 1, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """Random images in float64."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
