@@ -120,6 +120,7 @@ class PruneSettings(DataSettings, FitSettings):
     """`slim prune`. The method's own parts (criterion, penalty) are None until `methods.resolve` fills them in."""
 
     model: str = ""
+    lr: float = 0.02
     method: str = "hbfp"
     arch: str | None = None
     history: tuple[str, ...] | None = None

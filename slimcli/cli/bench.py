@@ -29,6 +29,7 @@ def bench(
         raise SettingsError(
             "bench takes models or a run folder, one of the two", "slim bench A.pt B.onnx, or slim bench --run RUN"
         )
+    from slimcli.cli import tables
     from slimcli.pipeline import deploy
 
     options = {"runs": runs, "batch": batch, "threads": threads, "provider": provider}
@@ -36,4 +37,4 @@ def bench(
     if json:
         console.print_json(result)
     else:
-        console.stdout.print(console.latencies(result))
+        tables.show(tables.latencies(result))

@@ -25,11 +25,12 @@ def compare(
         raise SettingsError(f"{out} exists", "name another file with -o, or pass --overwrite")
     folders = [RunDir(run) for run in runs]
     metrics = [folder.read_metrics() for folder in folders]
+    from slimcli.cli import tables
     from slimcli.report.compare import compare as write
 
     write(folders, out)
     if json:
         console.print_json({"runs": [{"path": str(run), "metrics": each} for run, each in zip(runs, metrics, strict=True)]})
     else:
-        console.stdout.print(console.comparison(list(map(str, runs)), metrics))
-        console.stdout.print(str(out))
+        tables.show(tables.comparison(list(map(str, runs)), metrics))
+        console.echo(str(out))

@@ -1,24 +1,10 @@
-"""What a person sees: progress on stderr, results on stdout."""
+"""Results on stdout, remarks on stderr. Light: what needs rich stands in `terminal` and `tables`."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
-
-from slimcli.progress import Phase, Progress
-from slimcli.records import JsonDict
-
-stdout = Console(soft_wrap=True, highlight=False)
-stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def print_json(content: Any) -> None:
@@ -26,144 +12,11 @@ def print_json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=1) + "\n")
 
 
-class Terminal(Progress):
-    """Bars with loss, accuracy and time left on a terminal; one line a phase where stderr is a file."""
-
-    def say(self, message: str) -> None:
-        stderr.print(message, markup=False)
-
-    def warn(self, message: str) -> None:
-        stderr.print(f"note: {message}", style="yellow", markup=False)
-
-    @contextmanager
-    def phase(self, name: str, epochs: int, batches: int) -> Iterator[Phase]:
-        if not stderr.is_terminal:
-            line = _Line(name, epochs)
-            yield line
-            self.say(line.summary())
-            return
-        columns = (
-            TextColumn("{task.description:<12}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  top-1 {task.fields[accuracy]}  left"),
-            TimeRemainingColumn(),
-        )
-        with Bars(*columns, console=stderr, transient=True) as bars:
-            yield _Bar(bars, name, epochs * batches)
+def echo(text: str) -> None:
+    """A result on stdout."""
+    sys.stdout.write(f"{text}\n")
 
 
-class _Bar:
-    def __init__(self, bars: Bars, name: str, steps: int) -> None:
-        self._bars = bars
-        self._task = bars.add_task(name, total=steps, loss="-", accuracy="-")
-
-    def step(self, loss: float | None, accuracy: float | None) -> None:
-        if loss is None or accuracy is None:
-            self._bars.advance(self._task)
-        else:
-            self._bars.update(self._task, advance=1, loss=f"{loss:.3f}", accuracy=f"{accuracy:5.1f} %")
-
-
-class _Line:
-    def __init__(self, name: str, epochs: int) -> None:
-        self._name, self._epochs, self._started = name, epochs, time.perf_counter()
-        self._last = (float("nan"), float("nan"))
-
-    def step(self, loss: float | None, accuracy: float | None) -> None:
-        if loss is not None and accuracy is not None:
-            self._last = (loss, accuracy)
-
-    def summary(self) -> str:
-        seconds = time.perf_counter() - self._started
-        return f"{self._name}: {self._epochs} epoch(s), loss {self._last[0]:.3f}, top-1 {self._last[1]:.1f} %, {seconds:.1f} s"
-
-
-def summary(metrics: JsonDict) -> Table:
-    """The table dense / slim / change of a pruning run."""
-    dense, slim = metrics["dense"], metrics["slim"]
-    table = Table(title=f"{metrics['arch']} on {metrics['data']}, {metrics['method']}", title_justify="left")
-    for column in ("", "dense", "slim", "change"):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_row("top-1", f"{dense['top1']:.2f} %", f"{slim['top1']:.2f} %", f"{slim['top1'] - dense['top1']:+.2f} points")
-    for label, key in (("MACs", "macs"), ("parameters", "params"), ("file size", "file_bytes")):
-        if dense[key] and slim[key]:
-            show = _size if key == "file_bytes" else _count
-            table.add_row(label, show(dense[key]), show(slim[key]), f"{100 * (slim[key] / dense[key] - 1):+.1f} %")
-    before, after = dense.get("latency_ms"), slim.get("latency_ms")
-    if before and after:
-        change = (
-            f"{before['p50'] / after['p50']:.2f} x faster"
-            if after["p50"] <= before["p50"]
-            else f"{after['p50'] / before['p50']:.2f} x slower"
-        )
-        table.add_row("p50 latency", f"{before['p50']:.3f} ms", f"{after['p50']:.3f} ms", change)
-    return table
-
-
-def latencies(result: JsonDict) -> Table:
-    """The table of `slim bench`."""
-    first = result["models"][0]["latency_ms"]
-    title = f"{first['provider']}, {first['threads']} thread(s), batch {first['batch']}, {first['runs']} interleaved runs, ms"
-    table = Table(title=title, title_justify="left")
-    for column in ("model", "p50", "p90", "p99", "mean", "faster than the first (95 %)"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    ratios = {ratio["to"]: ratio for ratio in result["ratios"]}
-    for model in result["models"]:
-        ms, ratio = model["latency_ms"], ratios.get(model["path"])
-        against = f"{ratio['ratio']:.2f} x ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
-        table.add_row(model["path"], *(f"{ms[key]:.3f}" for key in ("p50", "p90", "p99", "mean")), against)
-    return table
-
-
-def comparison(paths: list[str], metrics: list[JsonDict]) -> Table:
-    """The table of `slim compare`."""
-    table = Table()
-    for column in ("run", "method", "top-1", "change", "MACs kept", "parameters kept", "p50 latency"):
-        table.add_column(column, justify="left" if column in ("run", "method") else "right")
-    for path, run in zip(paths, metrics, strict=True):
-        dense, slim = run["dense"], run["slim"]
-        latency = slim.get("latency_ms")
-        table.add_row(
-            path,
-            run["method"],
-            f"{slim['top1']:.2f} %",
-            f"{slim['top1'] - dense['top1']:+.2f}",
-            f"{slim['macs'] / dense['macs']:.1%}",
-            f"{slim['params'] / dense['params']:.1%}",
-            f"{latency['p50']:.3f} ms" if latency else "-",
-        )
-    return table
-
-
-def anatomy(network: JsonDict) -> list[Table]:
-    """The tables of `slim inspect`."""
-    layers = Table(title=f"{network['arch']}: {network['macs']:,} MACs, {network['params']:,} parameters", title_justify="left")
-    for column in ("layer", "type", "filters", "MACs", "share", "parameters"):
-        layers.add_column(column, justify="left" if column in ("layer", "type") else "right")
-    for layer in network["layers"]:
-        share = f"{layer['macs'] / network['macs']:.1%}"
-        layers.add_row(
-            layer["name"],
-            layer["type"],
-            *(f"{layer[key]:,}" for key in ("filters", "macs")),
-            share,
-            f"{layer['params']:,}",
-        )
-    groups = Table(title="channel groups", title_justify="left")
-    for column in ("layers", "channels", "MACs", "prunable"):
-        groups.add_column(column, justify="right" if column in ("channels", "MACs") else "left")
-    for group in network["groups"]:
-        names = group["layers"]
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        verdict = "yes" if group["prunable"] else f"no: {group['reason']}"
-        groups.add_row(shown, f"{group['channels']:,}", f"{group['macs']:,}", verdict)
-    return [layers, groups]
-
-
-def _count(value: int) -> str:
-    return f"{value / 1e6:,.3f} M" if value >= 1e5 else f"{value:,}"
-
-
-def _size(value: int) -> str:
-    return f"{value / 1e6:,.2f} MB" if value >= 1e6 else f"{value / 1e3:,.1f} kB"
+def remark(text: str) -> None:
+    """A remark on stderr."""
+    sys.stderr.write(f"{text}\n")

@@ -18,8 +18,8 @@ def doctor(data_root: o.DataRoot = None, json: o.Json = False, debug: o.Debug = 
     else:
         for finding in findings:
             mark = "ok  " if finding["ok"] else "!!  "
-            console.stdout.print(f"{mark}{finding['what']}: {finding['found']}", markup=False)
+            console.echo(f"{mark}{finding['what']}: {finding['found']}")
             if finding["way_out"]:
-                console.stdout.print(f"      {finding['way_out']}", markup=False)
+                console.echo(f"      {finding['way_out']}")
     if not all(finding["ok"] for finding in findings):
         raise typer.Exit(1)

@@ -36,8 +36,8 @@ def evaluate(
             model, settings, arch=arch, trust_pickle=trust_pickle, batch_size=batch_size, device=device
         )
     for note in notes:
-        console.Terminal().warn(note)
+        console.remark(f"note: {note}")
     if json:
         console.print_json(asdict(score))
     else:
-        console.stdout.print(f"top-1 {score.top1:.2f} %, loss {score.loss:.4f}, {score.samples:,} images")
+        console.echo(f"top-1 {score.top1:.2f} %, loss {score.loss:.4f}, {score.samples:,} images")

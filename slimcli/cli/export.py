@@ -55,7 +55,7 @@ def export(
             }
         )
     else:
-        console.stdout.print(
+        console.echo(
             f"{done.path}: {done.file_bytes:,} bytes, opset {done.opset}, "
             f"max abs error against torch {done.max_error:.2e} on {done.samples} {images} images"
         )

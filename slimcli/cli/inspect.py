@@ -19,11 +19,11 @@ def inspect(
     debug: o.Debug = False,
 ) -> None:
     """Layers, channel groups, MACs and parameters: what can be pruned, what cannot, and why."""
+    from slimcli.cli import tables
     from slimcli.pipeline.inspect import inspect as run
 
     result = run(model, arch, trust_pickle, linear)
     if json:
         console.print_json(result)
     else:
-        for table in console.anatomy(result):
-            console.stdout.print(table)
+        tables.show(*tables.anatomy(result))

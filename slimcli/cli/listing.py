@@ -32,7 +32,7 @@ def listing(
     else:
         width = max(map(len, entries))
         for name, summary in entries.items():
-            console.stdout.print(f"{name:<{width}}  {summary}", markup=False)
+            console.echo(f"{name:<{width}}  {summary}")
 
 
 def _entries(what: What) -> dict[str, str]:

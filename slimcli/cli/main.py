@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -46,9 +48,19 @@ def options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run `slim` and exit: 0 done, 1 fell short, 2 wrong use or bad input, 130 interrupted."""
+    """Run `slim` and exit: 0 done, 1 fell short, 2 wrong use or bad input, 130 interrupted, 143 terminated."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers; elsewhere the caller handles signals
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_run(arguments))
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: runs end as they do on Ctrl-C."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def _run(arguments: list[str]) -> int:
@@ -60,6 +72,8 @@ def _run(arguments: list[str]) -> int:
         return _fail(arguments, type(error).__name__, error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
         return _fail(arguments, "UsageError", error.format_message(), _usage_hint(error), 2)
+    except _Terminated:
+        return _fail(arguments, "Terminated", "terminated; what was finished is kept", "", 143)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(arguments, "Interrupted", "interrupted; what was finished is kept", "", 130)
     except OSError as error:

@@ -53,7 +53,7 @@ def prune(
     epochs: o.Epochs = 3,
     final_epochs: o.FinalEpochs = 20,
     batch_size: o.BatchSize = 128,
-    lr: o.Lr = 0.05,
+    lr: o.Lr = 0.02,
     momentum: o.Momentum = 0.9,
     weight_decay: o.WeightDecay = 5e-4,
     label_smoothing: o.LabelSmoothing = 0.0,
@@ -111,6 +111,7 @@ def prune(
         seed=seed,
         device=device,
     )
+    from slimcli.cli import tables, terminal
     from slimcli.pipeline import job
 
     if dry_run:
@@ -119,15 +120,15 @@ def prune(
             console.print_json(plan)
         else:
             for key, value in plan.items():
-                console.stdout.print(f"{key}: {value}")
+                console.echo(f"{key}: {value}")
         return 0
-    result = job.run(settings, out, console.Terminal(), overwrite)
+    result = job.run(settings, out, terminal.Terminal(), overwrite)
     if json:
         console.print_json(result.metrics)
     else:
-        console.stdout.print(console.summary(result.metrics))
-        console.stdout.print(f"run folder: {result.folder.path}")
+        tables.show(tables.summary(result.metrics))
+        console.echo(f"run folder: {result.folder.path}")
     if result.shortfall:
-        console.stderr.print(f"slim: {result.shortfall}", markup=False)
+        console.remark(f"slim: {result.shortfall}")
         return 1
     return 0

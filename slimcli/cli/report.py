@@ -20,11 +20,12 @@ def report(
     """Write RUN/report.html, one page that opens offline, and print its summary."""
     folder = RunDir(run)
     metrics = folder.read_metrics()
+    from slimcli.cli import tables
     from slimcli.report import page
 
     page.write(folder)
     if json:
         console.print_json(metrics)
     else:
-        console.stdout.print(console.summary(metrics))
-        console.stdout.print(str(folder.report))
+        tables.show(tables.summary(metrics))
+        console.echo(str(folder.report))

@@ -19,16 +19,17 @@ def run(
     debug: o.Debug = False,
 ) -> int:
     """Carry out a whole recipe: train, prune, export, bench, report."""
+    from slimcli.cli import tables, terminal
     from slimcli.pipeline.recipe import run_recipe
 
-    outcome = run_recipe(recipe, out, console.Terminal(), overwrite)
+    outcome = run_recipe(recipe, out, terminal.Terminal(), overwrite)
     if json:
         console.print_json({"steps": outcome.steps})
     else:
         for step in outcome.steps:
             if "method" in step["metrics"]:
-                console.stdout.print(console.summary(step["metrics"]))
-        console.stdout.print(f"run folder: {outcome.folder}" + (f", card: {outcome.card}" if outcome.card else ""))
+                tables.show(tables.summary(step["metrics"]))
+        console.echo(f"run folder: {outcome.folder}" + (f", card: {outcome.card}" if outcome.card else ""))
     for shortfall in outcome.shortfalls:
-        console.stderr.print(f"slim: {shortfall}", markup=False)
+        console.remark(f"slim: {shortfall}")
     return 1 if outcome.shortfalls else 0

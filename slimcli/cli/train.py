@@ -67,14 +67,15 @@ def train(
         norm=norm,
     )
     folder = RunDir(out or default_path(arch, "train"))
+    from slimcli.cli import terminal
     from slimcli.pipeline.train import train as run
 
-    metrics = run(settings, folder, console.Terminal(), overwrite)
+    metrics = run(settings, folder, terminal.Terminal(), overwrite)
     if json:
         console.print_json(metrics)
     else:
         dense = metrics["dense"]
-        console.stdout.print(
+        console.echo(
             f"top-1 {dense['top1']:.2f} % (test), {metrics['held_out']['top1']:.2f} % (held out), "
             f"{dense['macs']:,} MACs, {dense['params']:,} parameters: {folder.model}"
         )

@@ -30,7 +30,7 @@ def read(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         )
     first = v2.functional.pil_to_tensor(parts[0][0][0])
     samples = sum(len(part) for part in parts)
-    check_memory(str(path), samples * first.numel())
+    check_memory(str(path), 2 * samples * first.numel())  # image by image, and stacked
     side = (first.shape[1], first.shape[2])
     fit = v2.Compose([v2.Resize(min(side), antialias=True), v2.CenterCrop(side)])
     split: list[Tensor] = []

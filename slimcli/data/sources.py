@@ -49,6 +49,11 @@ def open_data(
     recorded = recorded or {}
     spec = settings.data or recorded.get("name") or "digits"
     holdout = recorded.get("holdout", settings.holdout) if settings.data in (None, recorded.get("name")) else settings.holdout
+    if ".py:" in spec and settings.data is None:
+        raise DataError(
+            f"the checkpoint was made with data from code ({spec}), which a file alone may not start",
+            f"allow it with --data {spec}",
+        )
     if ".py:" in spec:
         return user.open_loaders(spec)
     known = KNOWN.get(spec)
@@ -165,7 +170,7 @@ def _npz(path: Path) -> _Arrays:
         raise DataError(f"there is no file {path}", "check the path after npz:")
     try:
         with zipfile.ZipFile(path) as archive:
-            folders.check_memory(str(path), sum(entry.file_size for entry in archive.infolist()))
+            folders.check_memory(str(path), 2 * sum(entry.file_size for entry in archive.infolist()))  # as read, as laid out
         with np.load(path, allow_pickle=False) as content:
             arrays = {key: content[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     except KeyError as error:

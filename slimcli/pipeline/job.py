@@ -120,7 +120,13 @@ def run(settings: PruneSettings, out: Path | None = None, progress: Progress | N
     with folder.create({"prune": replace(settings, model=str(original)).to_recipe()}, overwrite):
         for note in job.notes:
             progress.warn(note)
-        metrics, shortfall = _carry_out(job, folder, engine)
+        try:
+            metrics, shortfall = _carry_out(job, folder, engine)
+        except KeyboardInterrupt:
+            folder.append("interrupted")
+            if folder.last_good.exists():
+                progress.say(f"the last good network is {folder.last_good}")
+            raise
     return Result(folder, metrics, shortfall)
 
 

@@ -86,9 +86,14 @@ class NormHistory:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The history that `state_dict` gave."""
-        history = cls(norm=state["norm"])
-        history.layers = dict(state["layers"])
+        """The history that `state_dict` gave; `CheckpointError` for anything else."""
+        layers = state.get("layers")
+        if not isinstance(layers, Mapping) or not all(isinstance(rows, Tensor) and rows.ndim == 2 for rows in layers.values()):
+            raise CheckpointError(
+                "the norm history in the checkpoint is damaged", "leave it out: observe epochs, or use --history"
+            )
+        history = cls(norm=str(state.get("norm")))
+        history.layers = dict(layers)
         return history
 
     def save(self, path: str | Path) -> None:

@@ -36,22 +36,36 @@ def disjoint_pairs(distances: Tensor, filters: int, count: int) -> tuple[Pair, .
     At most `filters // 2` pairs exist. `distances` is what `pair_distances` gave for that many filters.
     """
     count = min(count, filters // 2)
+    looked_at = 4 * count
+    while True:
+        # Few pairs are wanted of very many: look at the nearest ones, and at more only if too many share filters.
+        chosen = _greedy(_nearest(distances, min(looked_at, len(distances))), filters, count)
+        if len(chosen) == count:
+            return chosen
+        looked_at *= 8
+
+
+def _nearest(distances: Tensor, count: int) -> Tensor:
+    """Positions of the `count` least distances (and of all that equal the last), ascending, ties by position."""
+    if count == 0:
+        return torch.empty(0, dtype=torch.int64)
+    threshold = distances.topk(count, largest=False).values[-1]
+    positions = (distances <= threshold).nonzero().flatten()
+    return positions[distances[positions].argsort(stable=True)]
+
+
+def _greedy(positions: Tensor, filters: int, count: int) -> tuple[Pair, ...]:
+    """The first `count` pairs at these positions of the upper triangle that share no filter with an earlier one."""
+    rows = torch.arange(filters - 1)
+    row_starts = rows * (2 * filters - rows - 1) // 2
+    first = torch.searchsorted(row_starts, positions, right=True) - 1
+    second = positions - row_starts[first] + first + 1
+    used: set[int] = set()
     chosen: list[Pair] = []
-    used = torch.zeros(filters, dtype=torch.bool)
-    candidates = 4 * count
-    first, second = torch.triu_indices(filters, filters, 1)
-    while len(chosen) < count:
-        # Few pairs are needed: take the nearest ones first, more only if too many of them share filters.
-        free = (~used[first] & ~used[second]).nonzero().flatten()
-        if len(free) > candidates:
-            threshold = distances[free].kthvalue(candidates).values
-            free = free[distances[free] <= threshold]
-        for index in free[distances[free].argsort(stable=True)].tolist():
-            i, j = int(first[index]), int(second[index])
-            if not used[i] and not used[j]:
-                used[i] = used[j] = True
-                chosen.append((i, j))
-                if len(chosen) == count:
-                    break
-        candidates *= 4
+    for pair in zip(first.tolist(), second.tolist(), strict=True):
+        if len(chosen) == count:
+            break
+        if used.isdisjoint(pair):
+            used.update(pair)
+            chosen.append(pair)
     return tuple(chosen)

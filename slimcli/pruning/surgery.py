@@ -18,6 +18,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from slimcli.errors import ArchError
 from slimcli.networks.cost import layers_of
 from slimcli.networks.shortcut import ChannelPad
 from slimcli.records import ChannelGroup, Member
@@ -95,7 +96,10 @@ def find_groups(model: nn.Module, input_shape: Sequence[int], linear: bool = Fal
 
     `linear` lets hidden linear layers take part. Nothing is verified yet: see `verify`.
     """
-    graph = _Graph(model, input_shape)
+    try:
+        graph = _Graph(model, input_shape)
+    except Exception as error:
+        raise _cannot_run(input_shape, error) from error
     groups: list[ChannelGroup] = []
     seen: set[str] = set()
     order = {name: position for position, name in enumerate(graph.layers)}
@@ -135,7 +139,10 @@ def verify(model: nn.Module, input_shape: Sequence[int], groups: Sequence[Channe
 
     All prunable groups are tried together; on a mismatch they are bisected. The model is not touched.
     """
-    probe = _Probe(model, input_shape)
+    try:
+        probe = _Probe(model, input_shape)
+    except Exception as error:
+        raise _cannot_run(input_shape, error) from error
     failed: dict[str, str] = {}
 
     def bisect(candidates: list[ChannelGroup]) -> None:
@@ -178,6 +185,14 @@ def remove(model: nn.Module, input_shape: Sequence[int], removal: Removal) -> di
         group.prune()
     model.zero_grad(set_to_none=True)
     return kept
+
+
+def _cannot_run(input_shape: Sequence[int], error: Exception) -> ArchError:
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    return ArchError(
+        f"the network cannot be traced on images of {tuple(input_shape)} ({type(error).__name__}: {first_line})",
+        "--debug shows where",
+    )
 
 
 class _Probe:

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 
 from slimcli.data.memory import Augment, ImageLoader, split_off
 from slimcli.errors import SettingsError
@@ -109,8 +108,7 @@ def test_shifts_and_flips_are_drawn_evenly() -> None:
     )
     mean = whole(source)[0].mean((0, 1)) / 255
     expected = torch.zeros(5, 5)
-    expected[1:4, 0:5] = torch.tensor([1, 1, 2, 1, 1]) / 18 * torch.tensor([[1], [1], [1]])
-    expected = F.pad((torch.tensor([1.0, 1, 1, 0, 0]) + torch.tensor([0, 0, 1.0, 1, 1])).repeat(3, 1) / 18, (0, 0, 1, 1))
+    expected[1:4] = torch.tensor([1, 1, 2, 1, 1]) / 18  # row 2 goes to 1, 2 or 3; column 1 to 0, 1 or 2, or flipped to 4, 3 or 2
     torch.testing.assert_close(mean, expected, atol=0.02, rtol=0)
 
 
@@ -170,7 +168,15 @@ def test_augmentation_is_read(text: str, augment: Augment) -> None:
     assert Augment.parse(text) == augment
 
 
-@given(st.one_of(st.text(max_size=12), st.from_regex(r"(shift:\w{1,3}|flip|none)?,?(shift:.?|flip)?", fullmatch=True)))
+@given(st.text(max_size=12))
+@example("")
+@example("shift")
+@example("shift:")
+@example("shift:-1")
+@example("shift:1.5")
+@example("shift:²")
+@example("flip:1")
+@example("flip,,none")
 def test_any_other_text_is_refused_in_a_sentence(text: str) -> None:
     try:
         augment = Augment.parse(text)
@@ -203,10 +209,3 @@ def test_a_split_ignores_the_random_numbers_of_the_run() -> None:
     torch.manual_seed(2)
     assert torch.equal(split_off(labels, 0.2)[1], first)
     assert first.tolist() != list(range(20))
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_too_few_images_leave_nothing_to_hold_out(count: int) -> None:
-    rest, held = split_off(torch.zeros(count, dtype=torch.int64), 0.1)
-    assert len(rest) == count
-    assert len(held) == 0

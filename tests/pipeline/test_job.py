@@ -179,7 +179,7 @@ def test_ctrl_c_leaves_the_last_good_network_and_exits_130(
             if message.startswith("iteration 2"):
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("slimcli.cli.console.Terminal", Impatient)
+    monkeypatch.setattr("slimcli.cli.terminal.Terminal", Impatient)
     with pytest.raises(SystemExit) as caught:
         main(f"prune {tiny_checkpoint} -o {tmp_path / 'run'} --train-samples 500 --epochs 1 --max-drop 100 --no-deploy".split())
     assert caught.value.code == 130

@@ -1,0 +1,69 @@
+"""Progress on stderr: bars on a terminal, one line a phase in a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from slimcli.progress import Phase, Progress
+
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class Terminal(Progress):
+    """Bars with loss, accuracy and time left on a terminal; one line a phase where stderr is a file."""
+
+    def say(self, message: str) -> None:
+        stderr.print(message, markup=False)
+
+    def warn(self, message: str) -> None:
+        stderr.print(f"note: {message}", style="yellow", markup=False)
+
+    @contextmanager
+    def phase(self, name: str, epochs: int, batches: int) -> Iterator[Phase]:
+        if not stderr.is_terminal:
+            line = _Line(name, epochs)
+            yield line
+            self.say(line.summary())
+            return
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  top-1 {task.fields[accuracy]}  left"),
+            TimeRemainingColumn(),
+        )
+        with Bars(*columns, console=stderr, transient=True) as bars:
+            yield _Bar(bars, name, epochs * batches)
+
+
+class _Bar:
+    def __init__(self, bars: Bars, name: str, steps: int) -> None:
+        self._bars = bars
+        self._task = bars.add_task(name, total=steps, loss="-", accuracy="-")
+
+    def step(self, loss: float | None, accuracy: float | None) -> None:
+        if loss is None or accuracy is None:
+            self._bars.advance(self._task)
+        else:
+            self._bars.update(self._task, advance=1, loss=f"{loss:.3f}", accuracy=f"{accuracy:5.1f} %")
+
+
+class _Line:
+    def __init__(self, name: str, epochs: int) -> None:
+        self._name, self._epochs, self._started = name, epochs, time.perf_counter()
+        self._last = (float("nan"), float("nan"))
+
+    def step(self, loss: float | None, accuracy: float | None) -> None:
+        if loss is not None and accuracy is not None:
+            self._last = (loss, accuracy)
+
+    def summary(self) -> str:
+        seconds = time.perf_counter() - self._started
+        loss, accuracy = self._last
+        return f"{self._name}: {self._epochs} epoch(s), loss {loss:.3f}, top-1 {accuracy:.1f} %, {seconds:.1f} s"

@@ -1,0 +1,129 @@
+"""`FILE.py:CALLABLE`: loaders from the user's own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slimcli.data.loaders import Data
+from slimcli.data.sources import open_data
+from slimcli.errors import DataError
+from slimcli.settings import DataSettings
+
+START = """
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+train = TensorDataset(torch.randn(40, 2, 6, 5), torch.arange(40) % 3)
+test = TensorDataset(torch.randn(12, 2, 6, 5), torch.arange(12) % 3)
+first, last = DataLoader(train, 8, shuffle=True), DataLoader(test, 5)
+images, labels = torch.zeros(4, 2, 6, 5), torch.zeros(4, dtype=torch.int64)
+"""
+
+
+def opened(tmp_path: Path, body: str, name: str = "loaders") -> Data:
+    path = tmp_path / "mine.py"
+    path.write_text(START + body)
+    return open_data(DataSettings(data=f"{path}:{name}"), batch_size=8, seed=0)
+
+
+def numbers(loader: Any) -> list[float]:
+    """One pixel of every image, by which the tests tell images apart."""
+    return [value for images, _ in loader.epoch(0) for value in images[:, 0, 0, 0].tolist()]
+
+
+def test_two_loaders_leave_a_part_of_the_first_held_out(tmp_path: Path) -> None:
+    data = opened(tmp_path, "def loaders():\n    return first, last\n")
+    assert (data.shape, data.classes) == ((2, 6, 5), 3)
+    assert (data.train.samples, data.held_out.samples, data.test.samples) == (36, 4, 12)
+    assert (len(data.train), len(data.test)) == (5, 3)
+    train, held = numbers(data.train), numbers(data.held_out)
+    assert not set(train) & set(held)
+    assert len(set(train + held)) == 40
+    assert numbers(data.held_out) == held
+    assert (data.mean, data.std) == (None, None)
+
+
+def test_what_is_held_out_is_the_same_every_time(tmp_path: Path) -> None:
+    body = "train.tensors[0][:, 0, 0, 0] = torch.arange(40)\ndef loaders():\n    return first, last\n"
+    held = numbers(opened(tmp_path, body).held_out)
+    torch.manual_seed(99)
+    assert numbers(opened(tmp_path, body).held_out) == held
+
+
+def test_three_loaders_are_taken_as_they_are(tmp_path: Path) -> None:
+    data = opened(tmp_path, "def loaders():\n    return [first, [(images, labels), (images, labels)], last]\n")
+    assert (data.train.samples, data.held_out.samples, data.test.samples) == (40, 8, 12)
+    assert len(data.held_out) == 2
+
+
+def test_any_sized_iterable_of_batches_will_do(tmp_path: Path) -> None:
+    data = opened(tmp_path, "def loaders():\n    return [[(images, labels + 6)]] * 3\n")
+    assert data.classes == 7
+    assert [tuple(images.shape) for images, _ in data.train.epoch(3)] == [(4, 2, 6, 5)]
+
+
+def test_the_spec_opens_it_again(tmp_path: Path) -> None:
+    data = opened(tmp_path, "def loaders():\n    return first, last\n")
+    assert data.spec["name"] == data.name == f"{tmp_path / 'mine.py'}:loaders"
+
+
+WRONG = {
+    "one": "first",
+    "one in a tuple": "(first,)",
+    "four": "(first, first, last, last)",
+    "none": "None",
+    "numbers": "(1, 2)",
+    "a generator": "((batch for batch in first), last)",
+    "two that cannot be split": "([(images, labels)], [(images, labels)])",
+    "without batches": "([], [], [])",
+    "bytes": "[[(images.byte(), labels)]] * 3",
+    "flat images": "[[(images.flatten(1), labels)]] * 3",
+    "arrays": "[[(np.zeros((4, 2, 6, 5), dtype=np.float32), np.zeros(4, dtype=np.int64))]] * 3",
+    "lists": "[[([1.0], [2])]] * 3",
+    "triples": "[[(images, labels, 1)]] * 3",
+    "images alone": "[[images]] * 3",
+    "dicts": "[[{'x': images, 'y': labels}]] * 3",
+    "one label": "[[(images, labels[0])]] * 3",
+    "too few labels": "[[(images, labels[:3])]] * 3",
+    "negative labels": "[[(images, labels - 1)]] * 3",
+    "fractions": "[[(images, labels + 0.5)]] * 3",
+    "names": "[[(images, ['a', 'b', 'c', 'd'])]] * 3",
+    "other images for testing": "(first, last, [(images[..., 1:], labels)])",
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_loaders_are_told_in_a_sentence(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path, f"def loaders():\n    return {WRONG[kind]}\n")
+    assert "mine.py:loaders" in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        ("1 / 0\n", "ZeroDivisionError"),
+        ("def loaders(:\n", "SyntaxError"),
+        ("def loaders():\n    raise OSError('the disk is gone')\n", "the disk is gone"),
+        ("def loaders(root):\n    pass\n", "root"),
+        ("loaders = 5\n", "loaders"),
+        ("def load():\n    pass\n", "loaders"),
+        ("class Broken(list):\n    def __iter__(self):\n        raise OSError('the disk is gone')\n"
+         "def loaders():\n    return [Broken([1])] * 3\n", "the disk is gone"),
+    ],
+)  # fmt: skip
+def test_the_users_own_faults_are_told_in_a_sentence(tmp_path: Path, body: str, part: str) -> None:
+    with pytest.raises(DataError, match=part) as caught:
+        opened(tmp_path, body)
+    assert caught.value.hint
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"mine\.py"):
+        open_data(DataSettings(data=f"{tmp_path / 'mine.py'}:loaders"), batch_size=8, seed=0)

@@ -1,0 +1,109 @@
+"""How many filters go."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from slimcli.errors import SettingsError
+from slimcli.pruning.amounts import Amount, per_group
+from slimcli.records import ChannelGroup, Member
+
+
+def group(channels: int, name: str = "g") -> ChannelGroup:
+    return ChannelGroup(name, (Member(name, tuple(range(channels))),), channels)
+
+
+def groups(*widths: int) -> list[ChannelGroup]:
+    return [group(width, f"g{index}") for index, width in enumerate(widths)]
+
+
+@given(st.integers(1, 500), st.integers(1, 600))
+def test_a_share_is_rounded_up_and_takes_at_most_half(tenths: int, channels: int) -> None:
+    text = f"{tenths / 10:g}%"
+    expected = math.ceil(Fraction(tenths, 1000) * channels)
+    assert Amount(text, [group(channels)]).of(group(channels)) == min(expected, channels // 2)
+
+
+@pytest.mark.parametrize(("text", "channels", "count"), [("10%", 20, 2), ("10%", 21, 3), ("30%", 10, 3), ("50%", 5, 2), ("0.1%", 8, 1)])
+def test_shares_by_example(text: str, channels: int, count: int) -> None:
+    assert Amount(text, [group(channels)]).of(group(channels)) == count
+
+
+@given(st.sampled_from(["10%", "50%", "1", "7", "1000"]), st.integers(1, 40))
+def test_at_least_one_goes_and_one_stays(text: str, channels: int) -> None:
+    count = Amount(text, [group(channels)]).of(group(channels))
+    assert 0 <= count <= channels // 2
+    assert (count >= 1) == (channels >= 2)
+
+
+def test_a_share_follows_the_group_as_it_shrinks() -> None:
+    amount = Amount("10%", [group(100)])
+    assert [amount.of(group(width)) for width in (100, 90, 81, 11, 10)] == [10, 9, 9, 2, 1]
+
+
+def test_counts_belong_to_groups_in_order() -> None:
+    network = groups(20, 50, 500)
+    amount = Amount("2,5,7", network)
+    assert [amount.of(g) for g in network] == [2, 5, 7]
+    assert [Amount("3", network).of(g) for g in network] == [3, 3, 3]
+
+
+def test_counts_belong_to_widths_where_there_are_more_groups() -> None:
+    network = groups(16, 16, 64, 32, 16, 64)
+    amount = Amount("2, 4, 8", network)
+    assert [amount.of(g) for g in network] == [2, 2, 8, 4, 2, 8]
+    assert [amount.of(group(9, g.name)) for g in network] == [2, 2, 4, 4, 2, 4]  # the same counts when the group is smaller
+
+
+def test_a_number_of_counts_that_fits_nothing_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--amount has 2 numbers") as caught:
+        Amount("1,2", groups(16, 32, 64))
+    assert "per width" in caught.value.hint
+    with pytest.raises(SettingsError, match="--widths has 4"):
+        per_group("--widths", [1, 2, 3, 4], groups(16, 32, 64))
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=8), st.data())
+def test_every_group_gets_a_number(widths: list[int], data: st.DataObject) -> None:
+    network = groups(*widths)
+    size = data.draw(st.sampled_from([1, len(widths), len(set(widths))]))
+    numbers = data.draw(st.lists(st.integers(1, 9), min_size=size, max_size=size))
+    found = per_group("--widths", numbers, network)
+    assert found.keys() == {g.name for g in network}
+    assert set(found.values()) <= set(numbers)
+    if size == len(widths):
+        assert [found[g.name] for g in network] == numbers
+    if size == 1:
+        assert set(found.values()) == set(numbers)
+
+
+@given(st.one_of(st.text(max_size=8), st.text("0123456789.,%-+e ", max_size=8)))
+@example("")
+@example("%")
+@example("0%")
+@example("51%")
+@example("-10%")
+@example("nan%")
+@example("inf%")
+@example("0")
+@example("-1")
+@example("2.5")
+@example("1,,2")
+@example("²")
+@example("1_0")
+@example("ten")
+@example("1e-300%")
+def test_any_text_is_an_amount_or_refused_in_a_sentence(text: str) -> None:
+    network = groups(20, 20)
+    try:
+        amount = Amount(text, network)
+    except SettingsError as error:
+        assert "--amount" in error.message
+        assert error.hint
+    else:
+        assert all(1 <= amount.of(g) <= 10 for g in network)

@@ -1,0 +1,74 @@
+"""The named combinations and what may override them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from slimcli.errors import SettingsError
+from slimcli.pruning.methods import CRITERIA_NAMES, METHODS, resolve
+from slimcli.settings import PENALTIES, PruneSettings
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_stands_for_known_parts(name: str) -> None:
+    settings = resolve(PruneSettings(method=name))
+    assert settings.criterion in CRITERIA_NAMES
+    assert settings.penalty in PENALTIES
+    assert METHODS[name].summary
+    assert resolve(settings) == settings
+
+
+def test_hbfp_is_what_the_paper_says() -> None:
+    assert (resolve(PruneSettings()).criterion, resolve(PruneSettings()).penalty) == ("history", "tie")
+    paper = resolve(PruneSettings(method="hbfp-paper"))
+    assert (paper.criterion, paper.penalty) == ("history", "exp")
+
+
+@pytest.mark.parametrize(
+    ("given", "criterion", "penalty"),
+    [
+        ({"method": "hbfp", "penalty": "none"}, "history", "none"),
+        ({"method": "hbfp", "penalty": "exp"}, "history", "exp"),
+        ({"method": "hbfp", "criterion": "l1"}, "l1", "none"),
+        ({"method": "l1", "criterion": "history"}, "history", "none"),
+        ({"method": "l1", "criterion": "history", "penalty": "tie"}, "history", "tie"),
+        ({"method": "random", "penalty": "none"}, "random", "none"),
+    ],
+)
+def test_parts_override_their_method(given: dict[str, str], criterion: str, penalty: str) -> None:
+    settings = resolve(PruneSettings(**given))  # type: ignore[arg-type]
+    assert (settings.criterion, settings.penalty) == (criterion, penalty)
+
+
+def test_the_rest_of_the_settings_stays() -> None:
+    settings = PruneSettings(method="l1", macs=0.25, amount="3", lr=0.1)
+    resolved = resolve(settings)
+    assert (resolved.macs, resolved.amount, resolved.lr, resolved.method) == (0.25, "3", 0.1, "l1")
+
+
+@pytest.mark.parametrize("method", ["l1", "random"])
+def test_a_penalty_without_pairs_is_a_contradiction(method: str) -> None:
+    with pytest.raises(SettingsError, match="pairs") as caught:
+        resolve(PruneSettings(method=method, penalty="tie"))
+    assert "--criterion history" in caught.value.hint
+
+
+@pytest.mark.parametrize(("given", "nearest"), [({"method": "hbpf"}, "hbfp"), ({"criterion": "histroy"}, "history")])
+def test_an_unknown_name_suggests_the_nearest(given: dict[str, str], nearest: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        resolve(PruneSettings(**given))  # type: ignore[arg-type]
+    assert nearest in caught.value.hint
+
+
+def test_the_penalties_that_may_be_named_are_the_penalties_there_are() -> None:
+    from slimcli.training import losses
+
+    assert {*losses.PENALTIES, "none"} == set(PENALTIES)
+
+
+def test_listing_the_methods_loads_no_torch() -> None:
+    code = "import sys; from slimcli.pruning.methods import METHODS; assert METHODS; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
