@@ -106,6 +106,7 @@ class TrainSettings(DataSettings, FitSettings):
 
     arch: str
     epochs: int = 20
+    label_smoothing: float = 0.05
     norm: str = "l1"
 
     def __post_init__(self) -> None:

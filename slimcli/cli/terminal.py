@@ -29,7 +29,8 @@ class Terminal(Progress):
         if not stderr.is_terminal:
             line = _Line(name, epochs)
             yield line
-            self.say(line.summary())
+            if line.seconds >= 10:  # shorter ones would drown what matters
+                self.say(line.summary())
             return
         columns = (
             TextColumn("{task.description:<12}"),
@@ -63,7 +64,10 @@ class _Line:
         if loss is not None and accuracy is not None:
             self._last = (loss, accuracy)
 
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
     def summary(self) -> str:
-        seconds = time.perf_counter() - self._started
         loss, accuracy = self._last
-        return f"{self._name}: {self._epochs} epoch(s), loss {loss:.3f}, top-1 {accuracy:.1f} %, {seconds:.1f} s"
+        return f"{self._name}: {self._epochs} epoch(s), loss {loss:.3f}, top-1 {accuracy:.1f} %, {self.seconds:.1f} s"

@@ -31,7 +31,7 @@ def train(
     lr: o.Lr = 0.05,
     momentum: o.Momentum = 0.9,
     weight_decay: o.WeightDecay = 5e-4,
-    label_smoothing: o.LabelSmoothing = 0.0,
+    label_smoothing: o.LabelSmoothing = 0.05,
     clip_norm: o.ClipNorm = 1.0,
     schedule: o.Schedule = "onecycle",
     seed: o.Seed = 0,

@@ -32,8 +32,6 @@ def train(settings: TrainSettings, run: RunDir, progress: Progress | None = None
     data = open_data(settings, batch_size=settings.batch_size, seed=settings.seed, device=str(engine.device))
     model = resolve.build(settings.arch, data.classes, data.shape).to(engine.device)
     with run.create({"train": settings.to_recipe()}, overwrite):
-        if data.note:
-            progress.warn(data.note)
         return _carry_out(settings, run, engine, data, model)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 
 import pytest
 import torch
@@ -104,9 +105,19 @@ def test_pairs_are_disjoint_and_as_many_as_can_be(filters: int, count: int, seed
     assert all(0 <= i < j < filters for i, j in pairs)
 
 
-def test_distances_that_are_no_numbers_do_not_hang_the_selection() -> None:
-    distances = torch.tensor([math.nan, 1.0, math.nan, 2.0, 0.5, math.nan])  # (0,1) (0,2) (0,3) (1,2) (1,3) (2,3)
-    assert disjoint_pairs(distances, 4, 2)[0] == (1, 3)
+def test_distances_that_are_no_numbers_come_last() -> None:
+    def give_up(*_: object) -> None:
+        raise TimeoutError("the selection does not end")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    try:
+        distances = torch.tensor([math.nan, 1.0, math.nan, 2.0, 0.5, math.nan])  # (0,1) (0,2) (0,3) (1,2) (1,3) (2,3)
+        assert disjoint_pairs(distances, 4, 2) == ((1, 3), (0, 2))
+        assert disjoint_pairs(torch.full((6,), math.nan), 4, 2) == ((0, 1), (2, 3))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_selecting_leaves_the_distances_alone() -> None:
