@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slimcli.environment import environment
 from slimcli.errors import CheckpointError, DivergedError
-from slimcli.networks import checkpoint
+from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import layers_of
 from slimcli.pipeline.deploy import bench_run, describe, export_both, first_images
@@ -116,8 +116,7 @@ def run(settings: PruneSettings, out: Path | None = None, progress: Progress | N
     settings = job.settings
     folder = RunDir(out or default_path(settings.arch or "network", settings.method))
     engine = Engine(settings, progress)
-    original = Path(settings.model).resolve()
-    with folder.create({"prune": replace(settings, model=str(original)).to_recipe()}, overwrite):
+    with folder.create({"prune": _resolved(job).to_recipe()}, overwrite):
         for note in job.notes:
             progress.warn(note)
         try:
@@ -128,6 +127,20 @@ def run(settings: PruneSettings, out: Path | None = None, progress: Progress | N
                 progress.say(f"the last good network is {folder.last_good}")
             raise
     return Result(folder, metrics, shortfall)
+
+
+def _resolved(job: Prepared) -> PruneSettings:
+    """The settings with everything that was found out filled in, so that the recipe stands alone."""
+    data = job.subject.data
+    return replace(
+        job.settings,
+        model=str(Path(job.settings.model).resolve()),
+        arch=job.settings.arch if job.subject.checkpoint.foreign or resolve.is_foreign(job.settings.arch or "") else None,
+        data=data.name,
+        mean=data.mean,
+        std=data.std,
+        holdout=data.spec.get("holdout", job.settings.holdout),
+    )
 
 
 def _carry_out(job: Prepared, folder: RunDir, engine: Engine) -> tuple[JsonDict, str]:

@@ -44,7 +44,10 @@ def open_subject(
     data = open_data(settings, loaded.data, batch_size=batch_size, seed=seed, device=str(where), normalisation=normalisation)
     if loaded.foreign:
         # A foreign file says nothing about image sizes: the data does, and the tensors must then fit.
-        loaded = replace(loaded, input_shape=(loaded.input_shape[0], *data.shape[1:]))
+        # (Only the first conv's channels can be read off them.)
+        convolutional = any(tensor.ndim == 4 for tensor in loaded.state_dict.values())
+        channels = loaded.input_shape[0] if convolutional else data.shape[0]
+        loaded = replace(loaded, input_shape=(channels, *data.shape[1:]))
     check_fits(data, loaded.arch, loaded.classes, loaded.input_shape)
     model = loaded.build().to(where)
     return Subject(replace(loaded, mean=data.mean, std=data.std, data=data.spec), model, data)

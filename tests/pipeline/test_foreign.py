@@ -1,0 +1,128 @@
+"""Checkpoints that someone else wrote, and histories that a user brings."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import slimcli
+from slimcli.errors import ArchError, CheckpointError, DataError
+from slimcli.networks.resolve import build
+from slimcli.pipeline import job
+from slimcli.pruning.history import filter_norms
+from slimcli.rundir import RunDir
+from slimcli.settings import PruneSettings
+
+QUICK: dict[str, Any] = {
+    "train_samples": 300,
+    "epochs": 1,
+    "final_epochs": 0,
+    "max_drop": 100.0,
+    "iterations": 1,
+    "deploy": False,
+}
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    """LeNet-5's weights as a training script leaves them: wrapped, prefixed, without a word about themselves."""
+    state = slimcli.load(tiny_checkpoint).state_dict()
+    path = tmp_path / "checkpoint.th"
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "best_prec1": 81.2}, path)
+    return path
+
+
+def test_a_foreign_checkpoint_is_observed_first(foreign: Path, tmp_path: Path) -> None:
+    settings = PruneSettings(model=str(foreign), arch="lenet5", observe_epochs=2, **QUICK)
+    result = job.run(settings, tmp_path / "run")
+    phases = [event["phase"] for event in RunDir(tmp_path / "run").read_journal() if event["event"] == "epoch"]
+    assert phases == ["observe", "observe", "tie 1", "retrain 1"]
+    assert any("trained elsewhere" in note for note in result.metrics["notes"])
+    assert any("no norm history" in note for note in result.metrics["notes"])
+    assert any("normalisation" in note for note in result.metrics["notes"])
+    saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    assert saved["arch"] == "lenet5"
+    assert len(saved["history"]["layers"]["conv1"]) == 4
+
+
+def test_a_validation_set_of_the_user_silences_the_warning(foreign: Path, tmp_path: Path) -> None:
+    prepared = job.prepare(PruneSettings(model=str(foreign), arch="lenet5", val_data="digits", **QUICK))
+    assert not any("trained elsewhere" in note for note in prepared.notes)
+    assert prepared.subject.data.held_out.samples == 1000  # the test part of the set that was named
+
+
+def test_the_history_of_epoch_checkpoints_equals_the_recorded_one(foreign: Path, tmp_path: Path) -> None:
+    model = build("lenet5", 10, (1, 28, 28))
+    recorded = slimcli.NormHistory(model)
+    files = []
+    for epoch in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1 + 0.1 * epoch)
+        recorded.record()
+        files.append(tmp_path / f"epoch{epoch}.pt")
+        torch.save({"model": {f"module.{k}": v for k, v in model.state_dict().items()}}, files[-1])
+    recorded.save(tmp_path / "history.pt")
+    for history in ([tmp_path / "history.pt"], files):
+        settings = PruneSettings(model=str(foreign), arch="lenet5", history=tuple(map(str, history)), **QUICK)
+        rebuilt = job.prepare(settings).network.history
+        assert rebuilt.layers.keys() == recorded.layers.keys()
+        assert all(torch.equal(rows, rebuilt.layers[name]) for name, rows in recorded.layers.items())
+
+
+def test_a_history_of_another_network_is_refused(foreign: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pt"
+    torch.save(build("resnet20-cifar", 10, (3, 32, 32)).state_dict(), other)
+    with pytest.raises(CheckpointError, match="conv1"):
+        job.prepare(PruneSettings(model=str(foreign), arch="lenet5", history=(str(other),), **QUICK))
+
+
+def test_data_that_does_not_fit_the_network_is_refused(foreign: Path, tmp_path: Path) -> None:
+    state = build("resnet20-cifar", 10, (3, 32, 32)).state_dict()
+    torch.save(state, tmp_path / "resnet.pt")
+    with pytest.raises(DataError, match="3 channel"):
+        job.prepare(PruneSettings(model=str(tmp_path / "resnet.pt"), arch="resnet20-cifar", data="digits", **QUICK))
+    torch.save(build("lenet5", 7, (1, 28, 28)).state_dict(), tmp_path / "seven.pt")
+    with pytest.raises(DataError, match="7 classes"):
+        job.prepare(PruneSettings(model=str(tmp_path / "seven.pt"), arch="lenet5", **QUICK))
+
+
+def test_a_network_without_anything_to_prune_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+    )
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).state_dict(), tmp_path / "net.pt")
+    with pytest.raises(ArchError, match="the network's output"):
+        job.prepare(PruneSettings(model=str(tmp_path / "net.pt"), arch=f"{tmp_path / 'net.py'}:build", **QUICK))
+
+
+def test_data_code_named_by_a_file_does_not_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    (tmp_path / "data.py").write_text(f"open({str(marker)!r}, 'w')\ndef loaders(): ...\n")
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    content["data"] = {"name": f"{tmp_path / 'data.py'}:loaders"}
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(DataError, match="may not start"):
+        job.prepare(PruneSettings(model=str(tmp_path / "model.pt"), **QUICK))
+    assert not marker.exists()
+
+
+def test_pruning_from_python_leaves_the_given_network_alone(tiny_checkpoint: Path) -> None:
+    model = slimcli.load(tiny_checkpoint)
+    before = copy.deepcopy(model.state_dict())
+    history = slimcli.NormHistory(model)
+    history.record()
+    pruned = slimcli.prune(
+        model, history=history, data="digits", train_samples=300, epochs=1, final_epochs=0, iterations=1, max_drop=100.0
+    )
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert history.epochs == 1
+    assert pruned.budget_met
+    assert pruned.cost.macs < slimcli.count(model, (1, 28, 28)).macs
+    weight = pruned.model.get_submodule("conv1").weight
+    assert torch.equal(pruned.history.layers["conv1"][-1], filter_norms(weight.detach()).float())  # type: ignore[arg-type]

@@ -1,0 +1,230 @@
+"""Training and evaluation on a problem small enough to be solved in a second."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimcli.errors import DivergedError, SettingsError
+from slimcli.progress import Progress
+from slimcli.settings import SCHEDULES, FitSettings
+from slimcli.training.engine import Engine, Epoch, lr_factor, pick_device
+from tests import tiny
+
+
+@dataclass(frozen=True)
+class Bright:
+    """Images whose class is the channel that is brightest."""
+
+    count: int = 96
+    batch: int = 16
+
+    @property
+    def samples(self) -> int:
+        return self.count
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch)
+
+    def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        labels = torch.arange(self.count) % 3
+        images = torch.randn(self.count, 3, 8, 8, generator=torch.Generator().manual_seed(7))
+        images[torch.arange(self.count), labels] += 1
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(index))
+        for chosen in torch.split(order, self.batch):
+            yield images[chosen], labels[chosen]
+
+
+def engine(**settings: object) -> Engine:
+    return Engine(FitSettings(device="cpu", **({"lr": 0.02} | settings)))  # type: ignore[arg-type]
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_training_learns() -> None:
+    model, data, trainer = tiny.Chain(), Bright(), engine()
+    before = trainer.evaluate(model, data)
+    seen: list[Epoch] = []
+    trainer.fit(model, data, 6, "train", after_epoch=seen.append)
+    after = trainer.evaluate(model, data)
+    assert after.top1 > 90 > before.top1
+    assert after.loss < before.loss
+    assert [(epoch.phase, epoch.index) for epoch in seen] == [("train", index) for index in range(6)]
+    assert seen[-1].loss < seen[0].loss
+    assert seen[-1].top1 > seen[0].top1
+    assert all(epoch.seconds > 0 for epoch in seen)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_training_is_reproducible(schedule: str) -> None:
+    torch.manual_seed(1)
+    first = tiny.Chain()
+    second = copy.deepcopy(first)
+    for model in (first, second):
+        engine(seed=3, schedule=schedule).fit(model, Bright(), 2, "train")
+    assert all(torch.equal(one, other) for one, other in zip(weights(first), weights(second), strict=True))
+
+
+def test_every_epoch_of_the_run_has_its_own_number() -> None:
+    asked: list[int] = []
+
+    class Counting(Bright):
+        def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+            asked.append(index)
+            return super().epoch(index)
+
+    trainer, model = engine(), tiny.Chain()
+    trainer.fit(model, Counting(), 2, "one")
+    trainer.fit(model, Counting(), 0, "none")
+    trainer.fit(model, Counting(), 3, "two")
+    assert asked == [0, 1, 2, 3, 4]
+    assert trainer.epochs_done == 5
+
+
+def test_no_epochs_change_nothing() -> None:
+    model = tiny.Chain()
+    before = weights(model)
+    engine().fit(model, Bright(), 0, "final")
+    assert all(torch.equal(one, other) for one, other in zip(weights(model), before, strict=True))
+
+
+def test_the_network_ends_in_eval_mode_and_in_the_layout_of_a_loaded_one() -> None:
+    model = tiny.Chain()
+    engine().fit(model, Bright(), 1, "train")
+    assert not model.training
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+    x = torch.randn(4, *tiny.SHAPE)
+    reloaded = tiny.Chain()
+    reloaded.load_state_dict({key: value.clone() for key, value in model.state_dict().items()})
+    assert torch.equal(model(x), reloaded.eval()(x))
+
+
+def test_the_penalty_is_trained_on() -> None:
+    model = tiny.Chain()
+    calls = 0
+
+    def penalty(network: nn.Module) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return 10 * network.conv1.weight.square().sum()  # type: ignore[union-attr, operator]
+
+    plain = copy.deepcopy(model)
+    epochs: list[Epoch] = []
+    engine().fit(plain, Bright(), 2, "train", after_epoch=epochs.append)
+    engine().fit(model, Bright(), 2, "train", penalty, after_epoch=epochs.append)
+    assert calls == 2 * len(Bright())
+    assert model.conv1.weight.norm() < 0.2 * plain.conv1.weight.norm()
+    assert epochs[2].loss > epochs[0].loss  # the loss that is told holds the penalty
+
+
+def test_frozen_parameters_stay() -> None:
+    model = tiny.Chain()
+    model.conv1.weight.requires_grad_(False)
+    before = weights(model)
+    engine().fit(model, Bright(), 1, "train")
+    after = weights(model)
+    assert torch.equal(before[0], after[0])
+    assert not torch.equal(before[-1], after[-1])
+
+
+def test_weight_decay_pulls_weights_and_nothing_else() -> None:
+    class Still(tiny.Chain):
+        """Its loss depends on no parameter."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 0 + sum(parameter.sum() * 0 for parameter in self.parameters())
+
+    model = Still()
+    nn.init.ones_(model.bn1.bias)
+    before = dict(copy.deepcopy(model).named_parameters())
+    engine(weight_decay=0.5, schedule="constant", lr=0.1).fit(model, Bright(), 1, "train")
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            assert parameter.norm() < 0.9 * before[name].norm(), name
+        else:
+            assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_lost_is_told_at_once(value: float) -> None:
+    model, trainer = tiny.Chain(), engine(lr=0.3)
+    with pytest.raises(DivergedError, match="epoch 1 of 50") as caught:
+        trainer.fit(model, Bright(), 50, "train", lambda network: next(network.parameters()).sum() * value)
+    assert "--lr 0.1" in caught.value.hint
+    assert not model.training
+    assert trainer.epochs_done == 0
+
+
+def test_a_learning_rate_that_is_far_too_high_diverges() -> None:
+    with pytest.raises(DivergedError):
+        engine(lr=1e12, schedule="constant").fit(tiny.Sigmoid(), Bright(), 20, "train")
+
+
+def test_evaluation_equals_the_loop() -> None:
+    model, data = tiny.Chain(), Bright(50, 7)
+    score = engine().evaluate(model.train(), data)
+    assert not model.training
+    correct, losses = 0, []
+    with torch.no_grad():
+        for images, labels in data.epoch(0):
+            for image, label in zip(images, labels, strict=True):
+                logits = model(image[None])[0]
+                correct += int(logits.argmax()) == int(label)
+                losses.append(float(-F.log_softmax(logits, 0)[label]))
+    assert score.samples == 50
+    assert score.top1 == pytest.approx(100 * correct / 50)
+    assert score.loss == pytest.approx(sum(losses) / 50, rel=1e-5)
+
+
+def test_evaluation_changes_nothing() -> None:
+    model = tiny.Chain().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trainer = engine()
+    assert trainer.evaluate(model, Bright()) == trainer.evaluate(model, Bright())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_progress_is_told_of_every_step() -> None:
+    class Watching(Progress):
+        def __init__(self) -> None:
+            self.steps: list[tuple[float | None, float | None]] = []
+
+        def phase(self, name: str, epochs: int, batches: int):  # type: ignore[no-untyped-def, override]  # noqa: ANN201
+            assert (name, epochs, batches) == ("train", 2, 6)
+            return super().phase(name, epochs, batches)
+
+    Engine(FitSettings(device="cpu"), Watching()).fit(tiny.Chain(), Bright(), 2, "train")
+
+
+@given(st.sampled_from(SCHEDULES), st.floats(0, 1), st.floats(0, 1))
+def test_the_learning_rate_stays_within_its_peak_and_moves_smoothly(schedule: str, one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    assert 0 <= lr_factor(schedule, low) <= 1
+    assert abs(lr_factor(schedule, high) - lr_factor(schedule, low)) <= 5 * (high - low) + 1e-9
+
+
+def test_the_schedules_are_what_they_are_called() -> None:
+    assert {lr_factor("constant", x / 10) for x in range(11)} == {1.0}
+    assert [lr_factor("cosine", x) for x in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert [lr_factor("onecycle", x) for x in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0.05, 0.525, 1, 0.5, 0])
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(SettingsError, match="--device cuda") as caught:
+        pick_device("cuda")
+    assert "--device cpu" in caught.value.hint
