@@ -67,6 +67,10 @@ class DivergedError(FellShortError):
     """The training loss is not finite."""
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived: what runs ends as it does on Ctrl-C."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known name, or all of them when none is near."""
     names = sorted(known)

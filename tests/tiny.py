@@ -174,6 +174,20 @@ class Sloped(Tiny):
         return self.fc(F.relu(self.c(x)).mean((2, 3)))
 
 
+class Unscaled(Tiny):
+    """Batch norm without scales of its own: its statistics alone say how wide it is."""
+
+    norms: ClassVar = {"a": ("norm", 0)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, affine=False)
+        self.b, self.fc = nn.Conv2d(6, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(F.relu(self.norm(self.a(x))))).mean((2, 3)))
+
+
 class Sigmoid(Tiny):
     """A channel at zero is a half behind the sigmoid, a removed one is nothing."""
 

@@ -12,7 +12,7 @@ import typer
 
 import slimcli
 from slimcli.cli import bench, compare, doctor, evaluate, export, inspect, listing, prune, report, run, train
-from slimcli.errors import SlimError
+from slimcli.errors import SlimError, Terminated
 
 app = typer.Typer(
     help="Takes a trained CNN and gives back a physically smaller one, ready to deploy.",
@@ -32,6 +32,9 @@ app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("list")(listing.listing)
 app.command("run")(run.run)
+
+
+_INTERRUPTED = 130
 
 
 def _show_version(wanted: bool) -> None:
@@ -55,12 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(_run(arguments))
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: runs end as they do on Ctrl-C."""
-
-
 def _terminate(*_: object) -> None:
-    raise _Terminated
+    raise Terminated
 
 
 def _run(arguments: list[str]) -> int:
@@ -72,14 +71,16 @@ def _run(arguments: list[str]) -> int:
         return _fail(arguments, type(error).__name__, error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
         return _fail(arguments, "UsageError", error.format_message(), _usage_hint(error), 2)
-    except _Terminated:
+    except Terminated:
         return _fail(arguments, "Terminated", "terminated; what was finished is kept", "", 143)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(arguments, "Interrupted", "interrupted; what was finished is kept", "", 130)
+        result = _INTERRUPTED
     except OSError as error:
         if "--debug" in arguments:
             raise
         return _fail(arguments, type(error).__name__, str(error), "check the path, its rights and the space on the disk", 2)
+    if result == _INTERRUPTED:  # typer turns Ctrl-C into this code
+        return _fail(arguments, "Interrupted", "interrupted; what was finished is kept", "", _INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

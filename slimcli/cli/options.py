@@ -34,7 +34,10 @@ TrustPickle = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-Out = Annotated[Path | None, typer.Option("-o", "--out", help="The run folder.", rich_help_panel=_WHERE)]
+Out = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", help="The run folder.", show_default="below runs/, numbered when taken", rich_help_panel=_WHERE),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.", rich_help_panel=_WHERE)]
 
 DataName = Annotated[str | None, typer.Option("--data", help="See `slim list data`.", rich_help_panel=_DATA)]

@@ -64,8 +64,9 @@ def prune(
 ) -> int:
     """Remove filters from a trained network until a budget is met or the allowed accuracy is lost.
 
-    With a checkpoint that `slim train` wrote no further option is needed. The run folder gets the slim checkpoint
-    (model.pt), its export (model.onnx), metrics.json, report.html, journal.jsonl and recipe.toml.
+    With a checkpoint that `slim train` wrote no further option is needed.
+
+    The run folder gets model.pt (the slim network), model.onnx, metrics.json, report.html, journal.jsonl, recipe.toml.
     """
     settings = PruneSettings(
         model=model,

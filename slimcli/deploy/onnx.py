@@ -165,8 +165,10 @@ class OnnxNetwork(nn.Module):
         self._input = entry.name
         self.input_shape = (entry.shape[1], entry.shape[2], entry.shape[3])
         self.classes = output.shape[-1] if isinstance(output.shape[-1], int) else None
-        facts = json.loads(self._session.get_modelmeta().custom_metadata_map.get("preprocessing", "{}"))
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        facts = json.loads(metadata.get("preprocessing", "{}"))
         self.normalisation = (tuple(facts["mean"]), tuple(facts["std"])) if facts.get("mean") and facts.get("std") else None
+        self.data = metadata.get("data", "")
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, C, H, W) to logits (N, classes)."""

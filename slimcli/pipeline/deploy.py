@@ -35,6 +35,7 @@ def describe(checkpoint: Checkpoint, top1: float | None) -> dict[str, Any]:
     """What goes into an ONNX file's metadata beside MACs, parameters and version."""
     return {
         "arch": checkpoint.arch,
+        "data": checkpoint.data.get("name", ""),
         "top1": top1,
         "preprocessing": {
             "mean": checkpoint.mean,

@@ -23,7 +23,7 @@ def evaluate_checkpoint(model: str, settings: DataSettings, **options: Any) -> t
 def evaluate_onnx(path: Path, settings: DataSettings, batch_size: int = 500) -> tuple[Score, list[str]]:
     """The same for an ONNX file; normalisation comes from its metadata where `slim export` wrote it."""
     network = OnnxNetwork(path)
-    data = open_data(settings, batch_size=batch_size, seed=0, normalisation=network.normalisation)
+    data = open_data(settings, {"name": network.data}, batch_size=batch_size, seed=0, normalisation=network.normalisation)
     check_fits(data, str(path), network.classes or data.classes, network.input_shape)
     engine = Engine(FitSettings(device="cpu"))
     return engine.evaluate(network, data.test), [note for note in (data.note,) if note]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from slimcli.environment import environment
-from slimcli.errors import CheckpointError, DivergedError
+from slimcli.errors import CheckpointError, DivergedError, Terminated
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import layers_of
@@ -121,7 +121,7 @@ def run(settings: PruneSettings, out: Path | None = None, progress: Progress | N
             progress.warn(note)
         try:
             metrics, shortfall = _carry_out(job, folder, engine)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated):
             folder.append("interrupted")
             if folder.last_good.exists():
                 progress.say(f"the last good network is {folder.last_good}")

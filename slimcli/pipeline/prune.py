@@ -105,10 +105,10 @@ def prune(
         )
         iterations.append(step)
         note("iteration", **asdict(step))
-        engine.progress.say(_line(step, dense, budget.dense_cost, network))
         if step.kept:
             keep(network)
-        else:
+        engine.progress.say(_line(step, dense, budget.dense_cost, network))
+        if not step.kept:
             network, reason = before, f"iteration {index} lost more than the allowed {settings.max_drop:g} points"
     trainer.fit(network, settings.final_epochs if any(i.kept for i in iterations) else 0, "final")
     held_out = engine.evaluate(network.model, data.held_out)

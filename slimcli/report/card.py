@@ -38,11 +38,12 @@ def _table(steps: Sequence[JsonDict]) -> list[str]:
         "filters",
         "test error %",
         *(["reference"] if references else []),
-        "MACs",
+        "MACs (Eq. 1-3)",
+        "conv layers alone",
         "parameters",
         "epochs",
         "minutes",
-        "p50 ms",
+        "p50 ms (dense)",
     ]
     rows: list[list[str]] = []
     for step in steps:
@@ -57,13 +58,20 @@ def _table(steps: Sequence[JsonDict]) -> list[str]:
                 f"{100 - side['top1']:.2f}",
                 *([str(step.get("reference", ""))] if references else []),
                 f"{side['macs']:,} ({100 * (side['macs'] / first['macs'] - 1):+.2f} %)",
+                _conv_macs(metrics),
                 f"{side['params']:,}",
                 str(metrics["epochs"]),
                 f"{step['seconds'] / 60:.1f}",
-                f"{latency['p50']:.3f}" if latency else "",
+                f"{latency['p50']:.3f} ({metrics['dense']['latency_ms']['p50']:.3f})" if latency else "",
             ]
         )
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _conv_macs(metrics: JsonDict) -> str:
+    """The slim network's MACs in conv layers: the count that LeNet-5's published figures come closest to (times two)."""
+    layers = [layer for layer in metrics.get("layers", []) if layer["type"].startswith("Conv")]
+    return f"{sum(layer['macs'][1] for layer in layers):,}" if layers else ""
 
 
 def _filters(metrics: JsonDict) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from slimcli.cli.main import main
 
@@ -129,3 +131,22 @@ def test_doctor_finds_this_environment_sound(slim: Slim) -> None:
     findings = json.loads(out)["findings"]
     assert code == 0, findings
     assert {"torch", "onnxruntime", "devices"} <= {finding["what"] for finding in findings}
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_real_run_cleanly(
+    tiny_checkpoint: Path, tmp_path: Path, signal_number: signal.Signals, code: int
+) -> None:
+    command = [sys.executable, "-m", "slimcli", "prune", str(tiny_checkpoint), "-o", "run", "--epochs", "1", "--max-drop", "100"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("iteration 1:"):
+                process.send_signal(signal_number)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == code
+    assert "what was finished is kept" in rest
+    assert "Traceback" not in rest
+    torch.load(tmp_path / "run" / "state" / "last.pt", weights_only=True)
+    assert not (tmp_path / "run" / "model.pt").exists()

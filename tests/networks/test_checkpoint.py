@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
@@ -137,7 +138,7 @@ def test_what_is_known_beside_the_weights_comes_back(tmp_path: Path) -> None:
     for field in ("arch", "classes", "input_shape", "mean", "std", "data", "removed", "metrics"):
         assert getattr(loaded, field) == getattr(saved, field), field
     assert loaded.history is not None
-    assert torch.equal(loaded.history["layers"]["conv1"], saved.history["layers"]["conv1"])  # type: ignore[index]
+    assert torch.equal(loaded.history["layers"]["conv1"], saved.history["layers"]["conv1"])
     assert not loaded.foreign
 
 
@@ -164,7 +165,7 @@ def test_an_interrupted_save_leaves_the_former_file(tmp_path: Path) -> None:
     with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
         checkpoint.save(path, of(resolve.build(*LENET), *LENET, metrics={"unpicklable": lambda: None}))
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["model.pt"]  # noqa: PTH208 - names only
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
 
 
 def test_names_of_the_users_own_network_are_left_alone(tmp_path: Path) -> None:
@@ -200,7 +201,11 @@ WRAPPINGS: dict[str, Callable[[Mapping[str, Tensor]], Any]] = {
     "state_dict": lambda state: {"state_dict": state},
     "model": lambda state: {"model": state},
     "model_state_dict": lambda state: {"model_state_dict": state},
-    "a training checkpoint": lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
+    "a training checkpoint": lambda state: {
+        "epoch": 3,
+        "state_dict": state,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+    },
     "two deep": lambda state: {"model": {"state_dict": state}},
     "module.": lambda state: {f"module.{key}": value for key, value in state.items()},
     "_orig_mod.": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
@@ -227,7 +232,9 @@ def test_state_dicts_load_in_every_common_wrapping(tmp_path: Path, wrapping: str
 def test_a_published_state_dict_has_neither_counters_nor_shortcuts(tmp_path: Path) -> None:
     model = settled(resolve.build("resnet20-cifar", 10, (3, 16, 16)), (3, 16, 16))
     state = {k: v for k, v in model.state_dict().items() if not k.endswith(("num_batches_tracked", "selects"))}
-    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "best_prec1": 91.7}, tmp_path / "published.th")
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in state.items()}, "best_prec1": 91.7}, tmp_path / "published.th"
+    )
     loaded = checkpoint.load(tmp_path / "published.th", "resnet20-cifar")
     assert torch.equal(outputs(loaded.build(), (3, 16, 16)), outputs(model, (3, 16, 16)))
 
@@ -270,9 +277,7 @@ def test_another_networks_state_dict_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("key", ["0.weight", "0.bias", "1.running_var"])
 @pytest.mark.parametrize("foreign", [False, True])
-def test_weights_that_are_not_finite_are_refused_by_name(
-    tmp_path: Path, net: str, value: float, key: str, foreign: bool
-) -> None:
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, net: str, value: float, key: str, foreign: bool) -> None:
     model = resolve.build(net, 5, tiny.SHAPE)
     state = model.state_dict()
     state[key].flatten()[-1] = value
@@ -333,9 +338,7 @@ def test_a_callable_from_the_library_is_code_too(tmp_path: Path, arch: str, monk
     assert not called
 
 
-def test_a_file_cannot_pass_its_code_off_as_a_library(
-    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_cannot_pass_its_code_off_as_a_library(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for family in ("torchvision", "timm"):
         folder = Path(f"{family}:")
@@ -498,10 +501,8 @@ def test_a_payload_is_refused_and_not_run(tmp_path: Path, marker: Path, place: s
 @pytest.mark.filterwarnings("ignore")
 def test_the_payloads_are_live(tmp_path: Path, marker: Path, place: str) -> None:
     (tmp_path / "hostile.pt").write_bytes(PLACES[place](PAYLOADS["open"](str(marker))))
-    try:
+    with contextlib.suppress(Exception):  # what comes after the payload does not matter
         torch.load(tmp_path / "hostile.pt", weights_only=False)
-    except Exception:
-        pass
     assert exists(marker)
 
 
@@ -614,7 +615,7 @@ def test_a_file_that_was_cut_off_is_damaged(tmp_path: Path, net: str, legacy_for
     whole = path.read_bytes()
     for cut in [*range(0, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:cut])
-        with pytest.raises(CheckpointError, match="model.pt"):
+        with pytest.raises(CheckpointError, match=r"model\.pt"):
             checkpoint.load(path, net)
 
 
@@ -726,7 +727,13 @@ def test_quantized_tensors_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "selects",
-    [torch.tensor(True), torch.zeros(5).bool(), torch.zeros(3, 3, 3).bool(), torch.zeros(0, 16).bool(), torch.zeros(31, 16).bool()],
+    [
+        torch.tensor(True),
+        torch.zeros(5).bool(),
+        torch.zeros(3, 3, 3).bool(),
+        torch.zeros(0, 16).bool(),
+        torch.zeros(31, 16).bool(),
+    ],
     ids=lambda selects: str(tuple(selects.shape)),
 )
 def test_a_shortcut_of_a_wrong_shape_is_refused(tmp_path: Path, selects: Tensor) -> None:

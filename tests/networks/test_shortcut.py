@@ -44,7 +44,11 @@ def test_removals_in_any_order_equal_slicing_the_reference(sizes: tuple[int, int
     for _ in range(data.draw(st.integers(1, 4))):
         axis = data.draw(st.sampled_from(["inputs", "outputs"]))
         size = selects.shape[1] if axis == "inputs" else selects.shape[0]
-        gone = data.draw(st.sets(st.integers(0, max(0, size - 1)), max_size=size - 1 if axis == "outputs" else size)) if size else set()
+        gone = (
+            data.draw(st.sets(st.integers(0, max(0, size - 1)), max_size=size - 1 if axis == "outputs" else size))
+            if size
+            else set()
+        )
         kept = [channel for channel in range(size) if channel not in gone]
         if axis == "inputs":
             shortcut.remove_inputs(list(gone))
@@ -54,7 +58,9 @@ def test_removals_in_any_order_equal_slicing_the_reference(sizes: tuple[int, int
             selects = selects[kept]
     assert torch.equal(shortcut.selects, selects.bool())
     x = torch.randn(2, selects.shape[1], 5, 6)
-    expected = reference(x, selects, stride) if selects.shape[1] else torch.zeros(2, len(selects), -(-5 // stride), -(-6 // stride))
+    expected = (
+        reference(x, selects, stride) if selects.shape[1] else torch.zeros(2, len(selects), -(-5 // stride), -(-6 // stride))
+    )
     assert torch.equal(shortcut(x), expected)
 
 

@@ -125,4 +125,4 @@ def test_pruning_from_python_leaves_the_given_network_alone(tiny_checkpoint: Pat
     assert pruned.budget_met
     assert pruned.cost.macs < slimcli.count(model, (1, 28, 28)).macs
     weight = pruned.model.get_submodule("conv1").weight
-    assert torch.equal(pruned.history.layers["conv1"][-1], filter_norms(weight.detach()).float())  # type: ignore[arg-type]
+    assert torch.equal(pruned.history.layers["conv1"][-1], filter_norms(weight.detach()).float())

@@ -202,7 +202,7 @@ def test_files_that_do_not_belong_to_the_network_are_named(tmp_path: Path) -> No
             NormHistory.from_files([path], model)
         except InputError:
             continue
-        except Exception as error:  # noqa: BLE001 - that is the question
+        except Exception as error:  # that is the question
             failed.append(f"{type(error).__name__}: {error}")
         else:
             failed.append(f"taken: {content}")

@@ -39,7 +39,7 @@ def test_hbfp_is_what_the_paper_says() -> None:
     ],
 )
 def test_parts_override_their_method(given: dict[str, str], criterion: str, penalty: str) -> None:
-    settings = resolve(PruneSettings(**given))  # type: ignore[arg-type]
+    settings = resolve(PruneSettings(**given))
     assert (settings.criterion, settings.penalty) == (criterion, penalty)
 
 
@@ -59,7 +59,7 @@ def test_a_penalty_without_pairs_is_a_contradiction(method: str) -> None:
 @pytest.mark.parametrize(("given", "nearest"), [({"method": "hbpf"}, "hbfp"), ({"criterion": "histroy"}, "history")])
 def test_an_unknown_name_suggests_the_nearest(given: dict[str, str], nearest: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        resolve(PruneSettings(**given))  # type: ignore[arg-type]
+        resolve(PruneSettings(**given))
     assert nearest in caught.value.hint
 
 

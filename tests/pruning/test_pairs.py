@@ -58,7 +58,9 @@ def test_distances_equal_the_loop(distance: str, filters: int, epochs: int, memb
 @pytest.mark.parametrize("distance", ["l1", "l2", "cosine"])
 def test_filters_that_ran_alike_are_at_no_distance(distance: str) -> None:
     history = torch.tensor([[1.0, 2, 1, 0, 0], [3.0, 6, 3, 0, 0]])
-    found = dict(zip([(i, j) for i in range(5) for j in range(i + 1, 5)], pair_distances([history], distance).tolist(), strict=True))
+    found = dict(
+        zip([(i, j) for i in range(5) for j in range(i + 1, 5)], pair_distances([history], distance).tolist(), strict=True)
+    )
     assert found[0, 2] == pytest.approx(0, abs=1e-6)
     assert found[3, 4] == 0  # two dead filters
     assert (found[0, 1] == pytest.approx(0, abs=1e-6)) == (distance == "cosine")  # the same course at another height
@@ -110,7 +112,7 @@ def test_distances_that_are_no_numbers_come_last() -> None:
         raise TimeoutError("the selection does not end")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, 5)
+    signal.setitimer(signal.ITIMER_REAL, 2)
     try:
         distances = torch.tensor([math.nan, 1.0, math.nan, 2.0, 0.5, math.nan])  # (0,1) (0,2) (0,3) (1,2) (1,3) (2,3)
         assert disjoint_pairs(distances, 4, 2) == ((1, 3), (0, 2))

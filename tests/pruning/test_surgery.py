@@ -34,6 +34,7 @@ CERTAIN = {
     tiny.Twice: {"a"},
     tiny.Transposed: {"a", "b"},
     tiny.Sloped: {"a", "c"},
+    tiny.Unscaled: {"a", "b"},
     tiny.Sigmoid: {"b"},
     tiny.Shuffle: {"b"},
     tiny.Halves: {"left"},
@@ -79,8 +80,8 @@ def zeroed(model: Any, groups: Sequence[ChannelGroup], removal: Mapping[str, Seq
             if member.layer in getattr(dead, "norms", {}):
                 name, start = dead.norms[member.layer]
                 norm = dead.get_submodule(name)
-                norm.weight[[start + c for c in channels]] = 0
-                norm.bias[[start + c for c in channels]] = 0
+                for tensor in (norm.weight, norm.bias) if norm.affine else (norm.running_mean,):
+                    tensor[[start + c for c in channels]] = 0
             if member.layer in getattr(dead, "pads", {}):
                 pad = dead.get_submodule(dead.pads[member.layer])
                 selects = pad.selects.clone()
