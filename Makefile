@@ -8,7 +8,7 @@ demo: $(VENV)/.installed  ## the main job on the built-in data
 	$(BIN)/slim prune --method hbfp models/lenet5-digits.pt
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -61,7 +62,11 @@ class RunDir:
 
     def check_free(self, overwrite: bool = False) -> None:
         """Raise `RunDirError` unless a new run may be written here: nothing there, or a run that may be overwritten."""
-        if not self.path.exists():
+        try:
+            exists = self.path.exists()
+        except OSError as error:
+            raise self._impossible(error) from error
+        if not exists:
             return
         if not self.path.is_dir():
             raise RunDirError(f"{self.path} is a file, not a folder for a run", "name another folder with -o")
@@ -86,7 +91,10 @@ class RunDir:
         The lock is held until the `with` block around the run ends.
         """
         self.check_free(overwrite)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._impossible(error) from error
         self._take_lock()
         for old in (self.journal, self.model, self.onnx, self.dense_onnx, self.metrics, self.report):
             old.unlink(missing_ok=True)
@@ -95,6 +103,9 @@ class RunDir:
         write_atomically(self.recipe, lambda path: path.write_text(tomli_w.dumps(recipe)))
         self.journal.touch()
         return self
+
+    def _impossible(self, error: OSError) -> RunDirError:
+        return RunDirError(f"{self.path} cannot be made: {error.strerror}", "name another folder with -o")
 
     def _take_lock(self) -> None:
         self._lock = (self.path / ".lock").open("a+")
@@ -114,17 +125,17 @@ class RunDir:
 
     def append(self, event: str, **fields: Any) -> None:
         """One line at the end of the journal."""
-        with self.journal.open("a") as file:
-            file.write(json.dumps({"event": event, **fields}) + "\n")
+        with self.journal.open("ab+") as file:
+            if file.tell() and file.seek(-1, os.SEEK_END) and file.read() != b"\n":
+                file.write(b"\n")  # a line that was cut off stays alone
+            file.write((json.dumps({"event": event, **fields}) + "\n").encode())
 
     def read_journal(self) -> list[JsonDict]:
-        """The journal's lines; a last line that was cut off is left out."""
+        """The journal's lines; lines that were cut off are left out."""
         events = []
-        for line in self.journal.read_text().splitlines():
-            try:
+        for line in self._existing(self.journal).read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
                 events.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
         return events
 
     def write_metrics(self, metrics: JsonDict) -> None:
@@ -135,7 +146,7 @@ class RunDir:
         """What `metrics.json` holds; `RunDirError` where there is none."""
         try:
             return dict(json.loads(self._existing(self.metrics).read_text()))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise RunDirError(f"{self.metrics} is damaged ({error})", "repeat the run: slim run recipe.toml") from error
 
     def read_recipe(self) -> JsonDict:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from types import NoneType, UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from slimcli.errors import SettingsError, suggest
 
@@ -34,7 +35,15 @@ class _Settings:
         missing = [key for key, name in known.items() if key not in table and _is_required(cls, name)]
         if missing:
             raise SettingsError(f"the recipe's [{cls.table()}] lacks {missing[0]!r}", "add it")
-        return cls(**{known[key]: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+        values = {known[key]: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+        hints = get_type_hints(cls)
+        for name, value in values.items():
+            if not _is_a(value, hints[name]):
+                raise SettingsError(
+                    f"the recipe's [{cls.table()}] has {name.rstrip('_')} = {value!r}, which is of another type",
+                    f"it must be {_in_words(hints[name])}",
+                )
+        return cls(**values)
 
     def to_recipe(self) -> dict[str, Any]:
         """Every setting that has a value (TOML knows no null)."""
@@ -44,6 +53,24 @@ class _Settings:
     def table(cls) -> str:
         """The recipe table's name."""
         return cls.__name__.removesuffix("Settings").lower()
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is UnionType:
+        return any(_is_a(value, option) for option in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_a(item, get_args(hint)[0]) for item in value)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is UnionType:
+        return " or ".join(_in_words(option) for option in get_args(hint) if option is not NoneType)
+    if get_origin(hint) is tuple:
+        return f"a list of {_in_words(get_args(hint)[0])}"
+    return {int: "whole numbers", float: "numbers", str: "text", bool: "true or false"}[hint]
 
 
 def _is_required(cls: type[_Settings], name: str) -> bool:
@@ -67,7 +94,9 @@ class DataSettings(_Settings):
         _within("--holdout", self.holdout, 0.0, 0.5, open_low=True)
         if (self.mean is None) != (self.std is None):
             raise SettingsError("--mean and --std only make sense together", "give both, or neither")
-        if self.std is not None and not all(s > 0 for s in self.std):
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise SettingsError(f"--mean {self.mean} has a value that is not finite", "give fractions of 1")
+        if self.std is not None and not all(0 < s < math.inf for s in self.std):
             raise SettingsError(f"--std {self.std} has a value that is not above 0", "give one positive number per channel")
         if self.train_samples is not None:
             _at_least("--train-samples", self.train_samples, 1)
@@ -96,8 +125,8 @@ class FitSettings(_Settings):
         _within("--label-smoothing", self.label_smoothing, 0.0, 1.0)
         _one_of("--schedule", self.schedule, SCHEDULES)
         _one_of("--device", self.device, DEVICES)
-        if self.seed < 0:
-            raise SettingsError(f"--seed {self.seed} is negative", "give a number from 0")
+        if not 0 <= self.seed < 2**63:
+            raise SettingsError(f"--seed {self.seed} is out of range", "give a number from 0 and below 2**63")
 
 
 @dataclass(frozen=True, kw_only=True)

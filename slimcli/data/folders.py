@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -28,6 +29,13 @@ def read(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             f"{path}: train/ and val/ differ in their classes ({', '.join(odd[:5])})",
             "give both the same class folders",
         )
+    try:
+        return _decoded(path, parts)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} has an image that cannot be read ({error})", "replace or remove it") from error
+
+
+def _decoded(path: Path, parts: list[ImageFolder]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     first = v2.functional.pil_to_tensor(parts[0][0][0])
     samples = sum(len(part) for part in parts)
     check_memory(str(path), 2 * samples * first.numel())  # image by image, and stacked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -27,7 +27,7 @@ class Augment:
         shift, flip = 0, False
         for part in text.split(","):
             name, _, number = part.strip().partition(":")
-            if name == "shift" and number.isdigit():
+            if name == "shift" and number.isdecimal():
                 shift = int(number)
             elif part.strip() == "flip":
                 flip = True
@@ -52,10 +52,11 @@ class ImageLoader:
     augment: Augment = Augment()
     seed: int = 0
 
+    _padded: Tensor = field(init=False, repr=False)
+
     def __post_init__(self) -> None:
-        if self.augment.shift:
-            pad = (self.augment.shift,) * 4
-            object.__setattr__(self, "images", torch.nn.functional.pad(self.images, pad))
+        pad = (self.augment.shift,) * 4
+        object.__setattr__(self, "_padded", torch.nn.functional.pad(self.images, pad) if self.augment.shift else self.images)
 
     @property
     def samples(self) -> int:
@@ -68,7 +69,7 @@ class ImageLoader:
     def epoch(self, index: int) -> Iterator[Batch]:
         """The batches of epoch `index`: float32 images (B, C, H, W), normalised, and labels (B,)."""
         device = self.images.device
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
         order = torch.randperm(self.samples, generator=generator) if self.shuffle else torch.arange(self.samples)
         scale = 1 / (255 * torch.tensor(self.std, device=device).view(-1, 1, 1))
         offset = -torch.tensor(self.mean, device=device).view(-1, 1, 1) * 255 * scale
@@ -81,8 +82,7 @@ class ImageLoader:
         images = self.images
         if shift:
             size = 2 * shift + 1
-            height, width = images.shape[2] - 2 * shift, images.shape[3] - 2 * shift
-            windows = images.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, size, size, H, W): a view
+            windows = self._padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)  # (N, C, size, size, H, W): a view
             corner = torch.randint(size, (2, len(chosen)), generator=generator).to(device)
             batch = windows[chosen.to(device), :, corner[0], corner[1]]
         else:
@@ -94,9 +94,7 @@ class ImageLoader:
 
     def plain(self) -> ImageLoader:
         """The same images in order, without augmentation."""
-        shift = self.augment.shift
-        images = self.images[..., shift : self.images.shape[2] - shift, shift : self.images.shape[3] - shift]
-        return replace(self, images=images, shuffle=False, augment=Augment())
+        return replace(self, shuffle=False, augment=Augment())
 
 
 def split_off(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:

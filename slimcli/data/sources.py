@@ -47,8 +47,11 @@ def open_data(
     the training images, which `Data.note` then says. Raises `DataError`.
     """
     recorded = recorded or {}
+    _check_recorded(recorded)
     spec = settings.data or recorded.get("name") or "digits"
-    holdout = recorded.get("holdout", settings.holdout) if settings.data in (None, recorded.get("name")) else settings.holdout
+    same = settings.data in (None, recorded.get("name"))
+    holdout = recorded.get("holdout", settings.holdout) if same else settings.holdout
+    val_data = settings.val_data or (recorded.get("val_data") if same else None)
     if ".py:" in spec and settings.data is None:
         raise DataError(
             f"the checkpoint was made with data from code ({spec}), which a file alone may not start",
@@ -62,18 +65,24 @@ def open_data(
     x_train, y_train = arrays.x_train, arrays.y_train
     classes = max(known.classes if known else 0, int(max(y_train.max(), arrays.y_test.max())) + 1)
     mean, std, note = _normalisation(settings, normalisation, known, x_train)
-    if settings.val_data is None:
+    if val_data is None:
         rest, held = split_off(y_train, holdout)
         x_held, y_held = x_train[held], y_train[held]
         x_train, y_train = x_train[rest], y_train[rest]
     else:
-        val = _arrays(settings.val_data, root)
+        val = _arrays(val_data, root)
         x_held, y_held = val.x_test, val.y_test
         if x_held.shape[1:] != x_train.shape[1:]:
             raise DataError(
-                f"--val-data {settings.val_data} has images of {tuple(x_held.shape[1:])}, not {tuple(x_train.shape[1:])}",
+                f"--val-data {val_data} has images of {tuple(x_held.shape[1:])}, not {tuple(x_train.shape[1:])}",
                 "give images of the same shape",
             )
+        if int(y_held.max()) >= classes:
+            raise DataError(
+                f"--val-data {val_data} has the label {int(y_held.max())}, {spec} {classes} classes", "number them alike"
+            )
+    if not len(y_train):
+        raise DataError(f"{spec} has too few images to hold some out for the choices", "give more")
     if settings.train_samples is not None and settings.train_samples < len(y_train):
         kept = split_off(y_train, settings.train_samples / len(y_train))[1]
         x_train, y_train = x_train[kept], y_train[kept]
@@ -95,9 +104,17 @@ def open_data(
         train=train,
         held_out=replace(loader(x_held, y_held), batch_size=max(batch_size, 500)),
         test=replace(loader(arrays.x_test, arrays.y_test), batch_size=max(batch_size, 500)),
-        spec={"name": spec, "holdout": holdout} | ({"val_data": settings.val_data} if settings.val_data else {}),
+        spec={"name": spec, "holdout": holdout} | ({"val_data": val_data} if val_data else {}),
         note=note,
     )
+
+
+def _check_recorded(recorded: JsonDict) -> None:
+    """Raise `DataError` unless what a file says about its data can be what `open_data` wrote there."""
+    name, holdout, val_data = (recorded.get(key) for key in ("name", "holdout", "val_data"))
+    texts = all(text is None or isinstance(text, str) for text in (name, val_data))
+    if not texts or not (holdout is None or (isinstance(holdout, float | int) and 0 < holdout <= 0.5)):
+        raise DataError(f"the checkpoint's data spec is damaged: {recorded}", "name the data with --data")
 
 
 def check_fits(data: Data, arch: str, classes: int, input_shape: tuple[int, ...]) -> None:
@@ -140,9 +157,9 @@ def _torchvision(build: Callable[[], Any], name: str, root: Path) -> Any:
         )
     try:
         return build()
-    except (RuntimeError, OSError) as error:
+    except Exception as error:  # a missing file, or a damaged one: torchvision raises many kinds
         raise DataError(
-            f"{name} is not in {root}",
+            f"{name} is not in {root}, or damaged",
             "name another folder with --data-root or SLIM_DATA, laid out as torchvision does",
         ) from error
 
@@ -175,7 +192,9 @@ def _npz(path: Path) -> _Arrays:
             arrays = {key: content[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     except KeyError as error:
         raise DataError(f"{path} lacks an array: {error}", "it needs x_train, y_train, x_test and y_test") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive makes zipfile, zlib and numpy raise many kinds
         raise DataError(f"{path} is no npz file of plain arrays, or it is damaged ({error})", "write it again") from error
     for key in ("x_train", "x_test"):
         if arrays[key].dtype != np.uint8 or arrays[key].ndim not in (3, 4) or len(arrays[key]) == 0:
@@ -183,12 +202,22 @@ def _npz(path: Path) -> _Arrays:
                 f"{path}: {key} is {arrays[key].dtype} of shape {arrays[key].shape}",
                 "images must be uint8, N x H x W (x C)",
             )
-        if len(arrays[key]) != len(arrays[key.replace("x", "y", 1)]):
+        if 0 in arrays[key].shape:
+            raise DataError(f"{path}: {key} is of shape {arrays[key].shape}", "images must have a size")
+        name = key.replace("x", "y", 1)
+        labels = arrays[name]
+        if labels.dtype.kind not in "iu" or labels.ndim == 0 or labels.size != len(labels):
+            raise DataError(
+                f"{path}: {name} is {labels.dtype} of shape {labels.shape}", "labels must be whole numbers, one per image"
+            )
+        if len(arrays[key]) != len(labels):
             raise DataError(f"{path}: {key} and its labels differ in length", "one label per image")
-    labels = [torch.from_numpy(arrays[key].astype(np.int64).reshape(-1)) for key in ("y_train", "y_test")]
-    if any(int(part.min()) < 0 for part in labels):
+    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
+        raise DataError(f"{path}: x_train and x_test hold images of different shapes", "give images of one shape")
+    numbers = [torch.from_numpy(arrays[key].astype(np.int64).reshape(-1)) for key in ("y_train", "y_test")]
+    if any(int(part.min()) < 0 for part in numbers):
         raise DataError(f"{path} has negative labels", "number the classes from 0")
-    return _Arrays(_channels_first(arrays["x_train"]), labels[0], _channels_first(arrays["x_test"]), labels[1])
+    return _Arrays(_channels_first(arrays["x_train"]), numbers[0], _channels_first(arrays["x_test"]), numbers[1])
 
 
 def _channels_first(images: np.ndarray[Any, Any]) -> Tensor:
@@ -211,6 +240,10 @@ def _normalisation(
             )
         return settings.mean, settings.std, ""
     if recorded is not None:
+        if {len(recorded[0]), len(recorded[1])} != {channels}:
+            raise DataError(
+                f"the checkpoint normalises {len(recorded[0])} channel(s), the images have {channels}", "choose data that fits it"
+            )
         return *recorded, ""
     if known is not None:
         return (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from slimcli.data.loaders import Data
@@ -41,20 +42,21 @@ def open_loaders(spec: str) -> Data:
         raise DataError(f"{spec} must return two loaders (train, test) or three (train, held-out, test)", "each with a length")
     if len(loaders) == 2:
         loaders = (*_hold_out(spec, loaders[0]), loaders[1])
-    parts = []
-    for loader in loaders:
-        labels = [torch.as_tensor(y) for _, y in loader]
-        parts.append((_UserLoader(loader, sum(len(y) for y in labels)), int(max(y.max() for y in labels)) + 1))
-    images = next(iter(loaders[0]))[0]
-    shape = tuple(images.shape[1:])
-    if len(shape) != 3 or not images.is_floating_point():
+    try:
+        parts = [_checked(loader) for loader in loaders]
+    except Exception as error:
         raise DataError(
-            f"{spec}: images are {images.dtype} of shape {tuple(images.shape)}", "give float (B, C, H, W), normalised"
-        )
+            f"{spec}: a loader does not work as one: {error}",
+            "each batch is a pair of tensors: float images (B, C, H, W), normalised, and labels (B,), numbered from 0",
+        ) from error
+    shapes = {shape for _, _, shape in parts}
+    if len(shapes) > 1:
+        raise DataError(f"{spec}: the loaders' images are of different shapes: {shapes}", "give images of one shape")
+    shape = shapes.pop()
     return Data(
         name=spec,
         shape=(shape[0], shape[1], shape[2]),
-        classes=max(classes for _, classes in parts),
+        classes=max(classes for _, classes, _ in parts),
         mean=None,
         std=None,
         train=parts[0][0],
@@ -62,6 +64,28 @@ def open_loaders(spec: str) -> Data:
         test=parts[2][0],
         spec={"name": spec},
     )
+
+
+def _checked(loader: Any) -> tuple[_UserLoader, int, tuple[int, ...]]:
+    """One pass over a loader: itself, its number of classes, the shape of its images. Raises whatever is wrong."""
+    samples, classes, shapes = 0, 0, set()
+    for batch in loader:
+        images, labels = batch
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            raise TypeError(
+                f"images are {getattr(images, 'dtype', type(images).__name__)} of shape {getattr(images, 'shape', '?')}"
+            )
+        if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
+            raise TypeError(
+                f"labels are {getattr(labels, 'dtype', type(labels).__name__)} of shape {getattr(labels, 'shape', '?')}"
+            )
+        if int(labels.min()) < 0:
+            raise ValueError("labels are negative")
+        samples, classes = samples + len(labels), max(classes, int(labels.max()) + 1)
+        shapes.add(tuple(images.shape[1:]))
+    if len(shapes) != 1:
+        raise ValueError(f"images are of shapes {shapes}" if shapes else "there are no batches")
+    return _UserLoader(loader, samples), classes, shapes.pop()
 
 
 def _hold_out(spec: str, train: Any) -> tuple[Any, Any]:

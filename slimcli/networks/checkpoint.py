@@ -59,10 +59,20 @@ class Checkpoint:
         Raises `CheckpointError` where keys or shapes do not fit; a foreign state dict must fit the dense network.
         """
         network = resolve.build(self.arch, self.classes, self.input_shape)
-        if not self.foreign:
-            _take_widths(network, self.state_dict)
-        _load_weights(network, self.state_dict, f"{self.path} does not fit {self.arch}")
-        return network.eval()
+        complaint = f"{self.path} does not fit {self.arch}"
+        try:
+            if not self.foreign:
+                _take_widths(network, self.state_dict)
+            _load_weights(network, self.state_dict, complaint)
+            network.eval()
+            if not self.foreign:  # widths that fit their layers need not fit each other
+                with torch.no_grad():
+                    network(torch.zeros(1, *self.input_shape))
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{complaint}: {_first_line(error)}", "save or copy the file again") from error
+        return network
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -108,13 +118,17 @@ def load(path: str | Path, arch: str | None = None, trust_pickle: bool = False) 
 
 def read(path: Path, trust_pickle: bool = False) -> Any:
     """What `torch.load` finds in the file, tensors and plain containers only; `CheckpointError` for anything else."""
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError:  # a name that no file can have
+        exists = False
+    if not exists:
         raise CheckpointError(f"there is no file {path}", "check the path")
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder", f"name the checkpoint in it, for example {path / 'model.pt'}")
-    if path.suffix in _ELSEWHERE:
+    if path.suffix.lower() in _ELSEWHERE:
         raise CheckpointError(
-            f"{path} is {_ELSEWHERE[path.suffix]}, which cannot be pruned", "pass the PyTorch checkpoint it came from"
+            f"{path} is {_ELSEWHERE[path.suffix.lower()]}, which cannot be pruned", "pass the PyTorch checkpoint it came from"
         )
     try:
         with warnings.catch_warnings():
@@ -148,8 +162,10 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoint:
     try:
         recorded = content["arch"]
+        if not isinstance(recorded, str):
+            raise TypeError("arch is no text")
         checkpoint = Checkpoint(
-            state_dict=state_dict_in(path, content),
+            state_dict=_tensors(path, content["state_dict"]),
             arch=recorded,
             classes=int(content["classes"]),
             input_shape=tuple(content["input_shape"]),
@@ -161,7 +177,7 @@ def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoin
             metrics=dict(content["metrics"]),
             path=str(path),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} lacks a part of a slimcli checkpoint: {error}", "write it again with slim") from error
     if arch is not None and arch != recorded:
         raise CheckpointError(f"{path} is a {recorded}, not a {arch}", "leave --arch out: the checkpoint knows its network")
@@ -180,16 +196,27 @@ def _triple(values: list[float] | None) -> tuple[float, ...] | None:
 def state_dict_in(path: Path, content: Any) -> dict[str, Tensor]:
     if isinstance(content, nn.Module):
         content = content.state_dict()
-    while isinstance(content, Mapping) and any(isinstance(content.get(key), Mapping | nn.Module) for key in _WRAPPERS):
+    for _ in range(4):  # no deeper: a dict can hold itself
+        if not isinstance(content, Mapping) or not any(isinstance(content.get(key), Mapping | nn.Module) for key in _WRAPPERS):
+            break
         content = next(content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping | nn.Module))
         if isinstance(content, nn.Module):
             content = content.state_dict()
+    return {_bare(key): value for key, value in _tensors(path, content).items()}
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise CheckpointError(
             f"{path} holds no state dict",
             "it must be one, or a dict that has it under state_dict, model or model_state_dict",
         )
-    return {_bare(str(key)): value for key, value in content.items()}
+    for key, value in content.items():
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            raise CheckpointError(
+                f"{path}: {key} is no plain tensor of real numbers", "save the state_dict() of the float network"
+            )
+    return {str(key): value for key, value in content.items()}
 
 
 def _bare(key: str) -> str:
@@ -221,31 +248,57 @@ def _foreign(path: Path, state: dict[str, Tensor], arch: str) -> Checkpoint:
 def _take_widths(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give every layer the widths of its tensors in the state dict (only where kind and kernel agree)."""
     for name, module in network.named_modules():
-        if isinstance(module, ChannelPad) and f"{name}.selects" in state:
-            module.adopt(state[f"{name}.selects"])
+        if isinstance(module, ChannelPad):
+            selects = state.get(f"{name}.selects")
+            if selects is not None and selects.ndim == 2 and len(selects):
+                module.adopt(selects)
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            _resize_norm(module, state.get(f"{name}.weight", state.get(f"{name}.running_mean")))
+            continue
         weight = state.get(f"{name}.weight")
         if weight is None or getattr(module, "weight", None) is None or weight.shape == module.weight.shape:
             continue
         if weight.shape[2:] != module.weight.shape[2:] or weight.ndim != module.weight.ndim:
             continue  # not a narrower version of this layer: loading will name it
-        _resize(module, weight)
+        _resize(module, weight.shape)
 
 
-def _resize(module: nn.Module, weight: Tensor) -> None:
+def _resize(module: nn.Module, shape: torch.Size) -> None:
+    filters = shape[0]
     if isinstance(module, nn.Conv2d):
         if module.groups == module.in_channels > 1:  # depthwise
-            module.groups = weight.shape[0]
-        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+            module.groups = shape[0]
+        module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose2d):
+        if module.groups == module.in_channels > 1:
+            module.groups = shape[0]
+        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+        filters = module.out_channels
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-        module.num_features = weight.shape[0]
-        module.running_mean, module.running_var = torch.zeros(weight.shape[0]), torch.ones(weight.shape[0])
+        module.out_features, module.in_features = shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = shape[0]
     else:
         return
-    module.weight = nn.Parameter(torch.empty_like(weight))
-    if module.bias is not None:
-        module.bias = nn.Parameter(weight.new_empty(weight.shape[0]))
+    weight = module.weight
+    module.weight = nn.Parameter(weight.new_empty(shape))
+    if getattr(module, "bias", None) is not None:
+        module.bias = nn.Parameter(weight.new_empty(filters))
+
+
+def _resize_norm(module: nn.modules.batchnorm._NormBase, like: Tensor | None) -> None:
+    if like is None or like.ndim != 1:
+        return
+    module.num_features = len(like)
+    for name in ("weight", "bias"):
+        if getattr(module, name) is not None:
+            setattr(module, name, nn.Parameter(torch.empty(len(like))))
+    if module.running_mean is not None:
+        module.running_mean, module.running_var = torch.zeros(len(like)), torch.ones(len(like))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
 def _load_weights(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:

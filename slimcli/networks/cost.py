@@ -36,7 +36,7 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> NetworkCost:
             name=name,
             type=type(module).__name__,
             filters=module.weight.shape[0],
-            macs=sum(flops.get(f"{root}.{name}", {}).values()) // 2,
+            macs=sum(flops.get(f"{root}.{name}" if name else root, {}).values()) // 2,
             params=sum(p.numel() for p in module.parameters()),
         )
         for name, module in layers_of(model).items()

@@ -12,6 +12,8 @@ class LeNet5(nn.Module):
     def __init__(self, classes: int, input_shape: tuple[int, int, int]) -> None:
         super().__init__()
         channels, height, width = input_shape
+        if min(height, width) < 16:
+            raise ValueError(f"LeNet-5 takes images from 16 x 16, not {height} x {width}")
         self.conv1 = nn.Conv2d(channels, 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
         self.pool = nn.MaxPool2d(2)

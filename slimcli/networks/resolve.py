@@ -19,7 +19,7 @@ Shape = tuple[int, int, int]
 
 def is_foreign(arch: str) -> bool:
     """Whether building `arch` runs code that is neither ours nor an installed model library's."""
-    return ":" in arch and arch.split(":", 1)[0] not in ("torchvision", "timm")
+    return arch.rpartition(":")[0] not in ("", "torchvision", "timm")
 
 
 def build(arch: str, classes: int, input_shape: Shape) -> nn.Module:
@@ -51,8 +51,9 @@ def _call(arch: str, builder: Callable[[], Any]) -> nn.Module:
 def _torchvision(name: str, classes: int) -> nn.Module:
     from torchvision import models
 
-    if name not in models.list_models():
-        raise ArchError(f"torchvision has no network {name!r}", suggest(name, models.list_models()))
+    known = models.list_models(module=models)  # classification only: the others fetch a backbone's weights when built
+    if name not in known:
+        raise ArchError(f"torchvision has no classification network {name!r}", suggest(name, known))
     return _call(f"torchvision:{name}", lambda: models.get_model(name, weights=None, num_classes=classes))
 
 

@@ -18,6 +18,8 @@ class VGG16(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels, height, width = input_shape
+        if min(height, width) < 32:
+            raise ValueError(f"VGG-16 takes images from 32 x 32, not {height} x {width}")
         for filters, depth in _STAGES:
             for _ in range(depth):
                 layers += [nn.Conv2d(channels, filters, 3, padding=1), nn.BatchNorm2d(filters), nn.ReLU(inplace=True)]

@@ -27,13 +27,13 @@ class Amount:
             if not 0 < self._share <= 0.5:
                 raise SettingsError(f"--amount {text} is outside (0 %, 50 %]", "at most half of a layer goes in one iteration")
             return
-        if not all(part.strip().isdigit() and int(part) > 0 for part in text.split(",")):
+        if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
             raise _not_understood(text)
         self._counts = per_group("--amount", [int(part) for part in text.split(",")], groups)
 
     def of(self, group: ChannelGroup) -> int:
         """How many of the group's channels go now."""
-        wanted = math.ceil(round(self._share * group.channels, 9)) if self._share else self._counts[group.name]
+        wanted = max(1, math.ceil(round(self._share * group.channels, 9))) if self._share else self._counts[group.name]
         return min(wanted, group.channels // 2)
 
 

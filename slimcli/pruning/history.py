@@ -28,6 +28,10 @@ def filter_norms(weight: Tensor, norm: str = "l1") -> Tensor:
     return norms
 
 
+def _is_finite(weight: Tensor) -> bool:
+    return weight.is_floating_point() and bool(weight.isfinite().all())
+
+
 class NormHistory:
     """The norms of every conv and linear layer's filters over the epochs of a training.
 
@@ -62,7 +66,7 @@ class NormHistory:
 
     def _append(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
-            row = filter_norms(weight, self.norm).float().cpu()[None]
+            row = filter_norms(weight, self.norm).clamp(max=torch.finfo(torch.float32).max).float().cpu()[None]
             before = self.layers.get(name)
             if before is not None and before.shape[1] != row.shape[1]:
                 raise SettingsError(
@@ -112,13 +116,15 @@ class NormHistory:
             content = checkpoint.read(path)
             if isinstance(content, Mapping) and isinstance(content.get("history"), Mapping) and "state_dict" not in content:
                 history = cls.from_state_dict(content["history"])
+                if history.norm != norm:
+                    raise CheckpointError(f"{path} has {history.norm} norms, not {norm}", f"use --norm {history.norm}")
                 continue
             state = checkpoint.state_dict_in(path, content)
             weights = {name: state.get(f"{name}.weight") for name in widths}
-            odd = next((n for n, w in weights.items() if w is None or w.shape != widths[n]), None)
+            odd = next((n for n, w in weights.items() if w is None or w.shape != widths[n] or not _is_finite(w)), None)
             if odd is not None:
                 raise CheckpointError(
-                    f"{path} is no epoch of this network: {odd}.weight is missing or has another shape",
+                    f"{path} is no epoch of this network: {odd}.weight is missing, not finite or of another shape",
                     "check the list",
                 )
             history._append({name: weight for name, weight in weights.items() if weight is not None})

@@ -36,6 +36,7 @@ def disjoint_pairs(distances: Tensor, filters: int, count: int) -> tuple[Pair, .
     At most `filters // 2` pairs exist. `distances` is what `pair_distances` gave for that many filters.
     """
     count = min(count, filters // 2)
+    distances = distances.nan_to_num(nan=torch.inf, posinf=torch.inf)
     looked_at = 4 * count
     while True:
         # Few pairs are wanted of very many: look at the nearest ones, and at more only if too many share filters.

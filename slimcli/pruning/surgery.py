@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slimcli.errors import ArchError
 from slimcli.networks.cost import layers_of
@@ -113,15 +113,19 @@ def find_groups(model: nn.Module, input_shape: Sequence[int], linear: bool = Fal
             )
             continue
         group = graph.group(root, range(channels))
-        members, one_to_one = [], True
+        members: list[Member] = []
+        one_to_one = True
         for module, own, units in graph.outputs(group):
             name = graph.names[module]
-            if name not in graph.layers or name in seen:
+            if name not in graph.layers:
                 continue
             seen.add(name)
             by_unit = dict(zip(units, own, strict=True))
             one_to_one &= len(by_unit) == len(own) == channels
-            members.append(Member(name, tuple(by_unit.get(unit, -1) for unit in range(channels))))
+            member = Member(name, tuple(by_unit.get(unit, -1) for unit in range(channels)))
+            one_to_one &= all(other == member for other in members if other.layer == name)
+            if member not in members:
+                members.append(member)
         members.sort(key=lambda member: order[member.layer])
         reason = ""
         if graph.reaches_output(group):
@@ -172,6 +176,7 @@ def remove(model: nn.Module, input_shape: Sequence[int], removal: Removal) -> di
     Parameters are replaced by new ones: build the optimizer anew.
     """
     graph = _Graph(model, input_shape)
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     kept: dict[str, list[int]] = {}
     for root, units in removal.items():
         if not units:
@@ -180,9 +185,13 @@ def remove(model: nn.Module, input_shape: Sequence[int], removal: Removal) -> di
         for module, own, _ in graph.outputs(group):
             name = graph.names[module]
             if name in graph.layers:
+                # Behind a concatenation a layer loses channels with several groups, each time in its present numbering.
+                before = kept.get(name) or list(range(graph.layers[name].weight.shape[0]))
                 gone = set(own)
-                kept[name] = [c for c in range(graph.layers[name].weight.shape[0]) if c not in gone]
+                kept[name] = [filter_ for position, filter_ in enumerate(before) if position not in gone]
         group.prune()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable[name])
     model.zero_grad(set_to_none=True)
     return kept
 
@@ -230,18 +239,22 @@ class _Probe:
                 self._model(self._images)
         self._model.eval()
 
-    @torch.no_grad()
     def fault(self, groups: Sequence[ChannelGroup]) -> str:
-        """Empty where removing a third of each group's channels equals zeroing them, else what is wrong."""
-        removal = {group.name: self._some(group.channels) for group in groups}
+        """Empty where removing each third of the groups' channels equals zeroing them, else what is wrong.
+
+        The thirds of a group are always the same ones, so that a fault found among many groups is found again alone.
+        """
+        return next(filter(None, (self._fault({g.name: self._third(g, n) for g in groups}) for n in range(3))), "")
+
+    @torch.no_grad()
+    def _fault(self, removal: Removal) -> str:
         slim = copy.deepcopy(self._model)
         try:
             graph = _Graph(slim, self._input_shape)
-            zeroed = {
-                graph.names[module]: own
-                for root, units in removal.items()
-                for module, own, _ in graph.outputs(graph.group(root, units))
-            }
+            zeroed: dict[str, set[int]] = {}
+            for root, units in removal.items():
+                for module, own, _ in graph.outputs(graph.group(root, units)):
+                    zeroed.setdefault(graph.names[module], set()).update(own)  # a module may belong to several groups
             kept = remove(slim, self._input_shape, removal)
             after = _activations(slim, self._images, {})
         except Exception as error:
@@ -251,8 +264,8 @@ class _Probe:
         if max(float((expected[name] - dense[name]).abs().max()) for name in dense) == 0:
             return "zeroing its channels changes nothing, so removal cannot be checked"
         for name, reference in expected.items():
-            axis = 1 if reference.ndim > 2 else -1
             if name in kept:
+                axis = _channel_axis(self._model.get_submodule(name))
                 reference = reference.index_select(axis, torch.tensor(kept[name]))
             if after[name].shape != reference.shape:
                 return f"{name or 'the output'} has another shape than expected"
@@ -261,12 +274,20 @@ class _Probe:
                 return f"{name or 'the output'} computes something else than with the channels at zero"
         return ""
 
-    def _some(self, channels: int) -> list[int]:
-        order = torch.randperm(channels, generator=self._generator)
-        return sorted(order[: max(1, channels // 3)].tolist()) if channels > 1 else []
+    @staticmethod
+    def _third(group: ChannelGroup, number: int) -> list[int]:
+        if group.channels < 2:
+            return []
+        order = torch.randperm(group.channels, generator=torch.Generator().manual_seed(group.channels)).tolist()
+        parts = [part for part in (order[start::3] for start in range(3)) if part]
+        return sorted(parts[number % len(parts)])
 
 
-def _activations(model: nn.Module, images: Tensor, zeroed: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+def _channel_axis(module: nn.Module) -> int:
+    return -1 if isinstance(module, nn.Linear | nn.LayerNorm) else 1
+
+
+def _activations(model: nn.Module, images: Tensor, zeroed: Mapping[str, Collection[int]]) -> dict[str, Tensor]:
     """The outputs of every conv and linear layer and of the network (under the name ""), with some channels at zero."""
     found: dict[str, Tensor] = {}
 
@@ -274,7 +295,7 @@ def _activations(model: nn.Module, images: Tensor, zeroed: Mapping[str, Sequence
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             if name in zeroed:
                 index: list[Any] = [slice(None)] * output.ndim
-                index[1 if output.ndim > 2 else -1] = list(zeroed[name])
+                index[_channel_axis(module)] = list(zeroed[name])
                 output = output.clone()
                 output[tuple(index)] = 0
             if name in watched:
@@ -290,7 +311,8 @@ def _activations(model: nn.Module, images: Tensor, zeroed: Mapping[str, Sequence
     finally:
         for handle in handles:
             handle.remove()
-    return found | {"": output}
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return found | {f" {number}" if number else "": leaf for number, leaf in enumerate(leaves)}
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def tie(model: nn.Module, pairs: Sequence[TiedPair], norms: Norms) -> Tensor:
     filters counts as if it had a tenth of its layers' mean norm: otherwise its slope would be without bound.
     """
     gaps, sizes = _gaps(model, pairs, norms)
-    return (gaps / sizes.detach()).mean()
+    return (gaps / sizes.detach()).sum() / max(1, len(pairs))
 
 
 def exponential_tie(
