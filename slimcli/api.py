@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from slimcli.data.sources import check_fits, open_data
+from slimcli.data.sources import open_data
 from slimcli.networks import checkpoint
 from slimcli.pipeline import prune as loop
+from slimcli.pipeline.subject import check_takes
 from slimcli.pruning import methods
 from slimcli.pruning.history import NormHistory
 from slimcli.records import Iteration, NetworkCost, Score
@@ -50,9 +51,10 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
     engine = Engine(resolved)
     data = open_data(resolved, batch_size=resolved.batch_size, seed=resolved.seed, device=str(engine.device))
     network = copy.deepcopy(model).to(engine.device)
-    outputs = network.eval()(next(data.test.epoch(0))[0][:1].to(engine.device)).shape[-1]
-    check_fits(data, type(model).__name__, outputs, data.shape)
+    check_takes(network, data, type(model).__name__)
     known = copy.deepcopy(history) if history is not None else NormHistory(norm=resolved.norm)
+    if history is not None:
+        known.check_fits(network)
     resolved = replace(resolved, arch=type(model).__name__)
     outcome = loop.prune(*loop.start(network, data, known, resolved), data, resolved, engine)
     return Pruned(

@@ -8,7 +8,7 @@ SlimError
 │   ├── SettingsError         a setting outside its range, or two that contradict each other
 │   └── RunDirError           a run folder that is taken, in use or incomplete
 └── FellShortError        1   the work ran, but its result is not what was asked for
-    ├── ParityError           the exported network computes something else
+    ├── ParityError           a file that computes something else than the network it came from
     └── DivergedError         the loss is not finite
 """
 
@@ -60,7 +60,7 @@ class FellShortError(SlimError):
 
 
 class ParityError(FellShortError):
-    """The exported network computes something else than the one it was exported from."""
+    """A file (an export, a saved checkpoint) does not compute what the network it came from computes, or cannot be made."""
 
 
 class DivergedError(FellShortError):

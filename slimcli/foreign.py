@@ -14,6 +14,9 @@ from slimcli.errors import SlimError, suggest
 
 def load_callable(spec: str, family: str, name: str, error: type[SlimError]) -> Callable[..., Any]:
     """The callable `name` of a file (`family` ends in .py) or of an importable module; raises `error` where there is none."""
+    folder = str(Path(family).resolve().parent if family.endswith(".py") else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # the user's code imports its neighbours, now or when it is called
     try:
         module = _import_file(Path(family)) if family.endswith(".py") else importlib.import_module(family)
     except FileNotFoundError:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,19 @@ class Ratio:
     ratio: float
     low: float
     high: float
+
+
+class Loader(Protocol):
+    """One split of a data set, as training and evaluation read it."""
+
+    @property
+    def samples(self) -> int:
+        """How many images an epoch has."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch `index`: normalised images (B, C, H, W) and labels (B,)."""
 
 
 JsonDict = dict[str, Any]

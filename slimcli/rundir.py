@@ -1,4 +1,4 @@
-"""Every path of a run folder, and the only code that writes into one."""
+"""Every path of a run folder, and how files are written into one: whole or not at all."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class RunDir:
             raise RunDirError(f"{self.path} is a file, not a folder for a run", "name another folder with -o")
         if not any(self.path.iterdir()):
             return
-        if not self.recipe.exists():
+        if not (self.recipe.exists() and self.journal.exists()):
             raise RunDirError(f"{self.path} holds files that are no run", "name another folder with -o; it is left as it is")
         if not overwrite:
             raise RunDirError(f"{self.path} already holds a run", "name another folder with -o, or pass --overwrite")

@@ -85,13 +85,14 @@ class DataSettings(_Settings):
     data_root: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    holdout: float = 0.1
+    holdout: float | None = None
     val_data: str | None = None
     train_samples: int | None = None
     augment: str = "auto"
 
     def __post_init__(self) -> None:
-        _within("--holdout", self.holdout, 0.0, 0.5, open_low=True)
+        if self.holdout is not None:
+            _within("--holdout", self.holdout, 0.0, 0.5, open_low=True)
         if (self.mean is None) != (self.std is None):
             raise SettingsError("--mean and --std only make sense together", "give both, or neither")
         if self.mean is not None and not all(map(math.isfinite, self.mean)):

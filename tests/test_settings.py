@@ -196,7 +196,16 @@ def test_whole_numbers_are_numbers(table: dict[str, Any]) -> None:
 
 
 def test_every_setting_can_be_written_into_a_recipe() -> None:
-    full = {"mean": (0.5,), "std": (0.5,), "macs": 0.5, "params": 0.5, "widths": (2,), "iterations": 1, "window": 3}
+    full = {
+        "mean": (0.5,),
+        "std": (0.5,),
+        "macs": 0.5,
+        "params": 0.5,
+        "widths": (2,),
+        "iterations": 1,
+        "window": 3,
+        "holdout": 0.1,
+    }
     names = {"data": "a", "data_root": "b", "val_data": "c", "arch": "d", "history": ("e",), "criterion": "l1", "penalty": "none"}
     recipe = PruneSettings(**full, **names, train_samples=5).to_recipe()
     assert recipe.keys() == {field.name.rstrip("_") for field in fields(PruneSettings)}

@@ -20,6 +20,7 @@ def bench(
     threads: Annotated[int, typer.Option(help="onnxruntime's threads.", min=1)] = 1,
     provider: Annotated[str, typer.Option(help="See `slim list providers`.")] = "cpu",
     arch: o.Arch = None,
+    input_shape: o.InputShape = None,
     trust_pickle: o.TrustPickle = False,
     json: o.Json = False,
     debug: o.Debug = False,
@@ -33,7 +34,10 @@ def bench(
     from slimcli.pipeline import deploy
 
     options = {"runs": runs, "batch": batch, "threads": threads, "provider": provider}
-    result = deploy.bench_folder(run, **options) if run else deploy.bench_models(models or [], arch, trust_pickle, **options)
+    if run:
+        result = deploy.bench_folder(run, **options)
+    else:
+        result = deploy.bench_models(models or [], arch, trust_pickle, o.shape(input_shape), **options)
     if json:
         console.print_json(result)
     else:

@@ -20,6 +20,7 @@ def export(
     overwrite: o.Overwrite = False,
     tolerance: Annotated[float, typer.Option(help="Largest error allowed, as a share of the largest output (or of 1).")] = 1e-4,
     arch: o.Arch = None,
+    input_shape: o.InputShape = None,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
     mean: o.Mean = None,
@@ -40,9 +41,11 @@ def export(
     settings = DataSettings(
         data=data, data_root=data_root, mean=o.numbers(mean, "--mean", float), std=o.numbers(std, "--std", float)
     )
+    from slimcli.networks import checkpoint
     from slimcli.pipeline.deploy import export_checkpoint
 
-    done, images = export_checkpoint(model, target, settings, tolerance, arch, trust_pickle)
+    loaded = checkpoint.load(model, arch, trust_pickle, o.shape(input_shape))
+    done, images = export_checkpoint(loaded, target, settings, tolerance)
     if json:
         console.print_json(
             {

@@ -13,6 +13,7 @@ from slimcli.cli import options as o
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_ARCH", help="A checkpoint, or the name of a network.")],
     arch: o.Arch = None,
+    input_shape: o.InputShape = None,
     trust_pickle: o.TrustPickle = False,
     linear: o.Linear = False,
     json: o.Json = False,
@@ -22,7 +23,7 @@ def inspect(
     from slimcli.cli import tables
     from slimcli.pipeline.inspect import inspect as run
 
-    result = run(model, arch, trust_pickle, linear)
+    result = run(model, arch, trust_pickle, linear, o.shape(input_shape))
     if json:
         console.print_json(result)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import signal
 import sys
@@ -78,7 +79,13 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         if "--debug" in arguments:
             raise
-        return _fail(arguments, type(error).__name__, str(error), "check the path, its rights and the space on the disk", 2)
+        code = 1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else 2
+        return _fail(arguments, type(error).__name__, str(error), "check the path, its rights and the space on the disk", code)
+    except Exception as error:  # our own fault, or the machine's (memory): still one sentence, and the way to the traceback
+        if "--debug" in arguments:
+            raise
+        first_line = (str(error).splitlines() or [""])[0]
+        return _fail(arguments, type(error).__name__, f"failed: {type(error).__name__}: {first_line}", "--debug shows where", 1)
     if result == _INTERRUPTED:  # typer turns Ctrl-C into this code
         return _fail(arguments, "Interrupted", "interrupted; what was finished is kept", "", _INTERRUPTED)
     return result if isinstance(result, int) else 0

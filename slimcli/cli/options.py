@@ -22,10 +22,23 @@ def numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> tuple
         raise SettingsError(f"{flag} {text!r} is no list of numbers", f"write them with commas, for example {flag} 4,5") from None
 
 
+def shape(text: str | None) -> tuple[int, int, int] | None:
+    """`"3,32,32"` as (3, 32, 32); None stays None."""
+    sides = numbers(text, "--input-shape", int)
+    if sides is None:
+        return None
+    if len(sides) != 3 or min(sides) < 1:
+        raise SettingsError(f"--input-shape {text!r} is no image shape", "give channels, height, width: 3,32,32")
+    return sides[0], sides[1], sides[2]
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A slimcli checkpoint, or any PyTorch checkpoint with --arch.")]
 Arch = Annotated[
     str | None,
     typer.Option(help="The network of a foreign checkpoint: a built-in, torchvision:NAME, timm:NAME, file.py:callable."),
+]
+InputShape = Annotated[
+    str | None, typer.Option(help="Channels, height, width of an image, where the checkpoint does not know: 3,32,32.")
 ]
 TrustPickle = Annotated[
     bool,
@@ -49,7 +62,12 @@ Mean = Annotated[
 ]
 Std = Annotated[str | None, typer.Option(help="Normalisation: standard deviation per channel.", rich_help_panel=_DATA)]
 Holdout = Annotated[
-    float, typer.Option(help="Share of the training images on which every choice is made.", rich_help_panel=_DATA)
+    float | None,
+    typer.Option(
+        help="Share of the training images on which every choice is made.",
+        show_default="the checkpoint's, else 0.1",
+        rich_help_panel=_DATA,
+    ),
 ]
 ValData = Annotated[
     str | None,
@@ -73,7 +91,7 @@ Method = Annotated[str, typer.Option(help="See `slim list methods`.")]
 History = Annotated[
     list[str] | None,
     typer.Option(
-        help="Epoch checkpoints in order, or a file of NormHistory.save (repeat it, or one comma list).",
+        help="Epoch checkpoints: a folder, a quoted pattern, or files (repeat it); or one file of NormHistory.save.",
         rich_help_panel=_PARTS,
     ),
 ]

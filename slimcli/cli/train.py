@@ -23,7 +23,7 @@ def train(
     data_root: o.DataRoot = None,
     mean: o.Mean = None,
     std: o.Std = None,
-    holdout: o.Holdout = 0.1,
+    holdout: o.Holdout = None,
     val_data: o.ValData = None,
     train_samples: o.TrainSamples = None,
     augment: o.Augment = "auto",

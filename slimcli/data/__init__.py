@@ -1,4 +1,4 @@
-"""The data sets: names and specs (`slimcli.data.open`) to loaders (`memory`). Names only here: listing imports no torch."""
+"""The data sets: names and specs (`slimcli.data.sources`) to loaders (`memory`). Names only here: listing imports no torch."""
 
 from __future__ import annotations
 

@@ -43,8 +43,10 @@ def _decoded(path: Path, parts: list[ImageFolder]) -> tuple[Tensor, Tensor, Tens
     fit = v2.Compose([v2.Resize(min(side), antialias=True), v2.CenterCrop(side)])
     split: list[Tensor] = []
     for part in parts:
-        images = [v2.functional.pil_to_tensor(image) for image, _ in part]
-        fitted = [image if image.shape == first.shape else fit(image) for image in images]
+        fitted = []
+        for picture, _ in part:
+            image = v2.functional.pil_to_tensor(picture)
+            fitted.append(image if image.shape == first.shape else fit(image))
         split += [torch.stack(fitted), torch.tensor(part.targets)]
     return split[0], split[1], split[2], split[3]
 

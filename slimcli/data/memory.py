@@ -64,7 +64,13 @@ class ImageLoader:
         return len(self.labels)
 
     def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
+        full, rest = divmod(self.samples, self.batch_size)
+        return max(1, full + (rest > self._smallest))
+
+    @property
+    def _smallest(self) -> int:
+        """A rest of this size is dropped: batch norm cannot train on a single image."""
+        return 1 if self.shuffle and self.samples > 1 else 0
 
     def epoch(self, index: int) -> Iterator[Batch]:
         """The batches of epoch `index`: float32 images (B, C, H, W), normalised, and labels (B,)."""
@@ -73,7 +79,7 @@ class ImageLoader:
         order = torch.randperm(self.samples, generator=generator) if self.shuffle else torch.arange(self.samples)
         scale = 1 / (255 * torch.tensor(self.std, device=device).view(-1, 1, 1))
         offset = -torch.tensor(self.mean, device=device).view(-1, 1, 1) * 255 * scale
-        for chosen in torch.split(order, self.batch_size):
+        for chosen in torch.split(order, self.batch_size)[: len(self)]:
             images = self._augmented(chosen, generator).float().mul_(scale).add_(offset)
             yield images, self.labels[chosen.to(device)]
 

@@ -44,13 +44,14 @@ def open_data(
     """Open the data set that the settings name, or the one `recorded` in a checkpoint, or the built-in digits.
 
     Normalisation: the settings', else the checkpoint's (`normalisation`), else the data set's usual one, else measured on
-    the training images, which `Data.note` then says. Raises `DataError`.
+    the training images, which `Data.notes` then says. Raises `DataError`.
     """
     recorded = recorded or {}
     _check_recorded(recorded)
-    spec = settings.data or recorded.get("name") or "digits"
-    same = settings.data in (None, recorded.get("name"))
-    holdout = recorded.get("holdout", settings.holdout) if same else settings.holdout
+    spec = absolute(settings.data or recorded.get("name") or "digits")
+    same = spec == recorded.get("name")
+    known_holdout = recorded.get("holdout") if same else None
+    holdout = settings.holdout or known_holdout or 0.1
     val_data = settings.val_data or (recorded.get("val_data") if same else None)
     if ".py:" in spec and settings.data is None:
         raise DataError(
@@ -58,9 +59,9 @@ def open_data(
             f"allow it with --data {spec}",
         )
     if ".py:" in spec:
-        return user.open_loaders(spec)
+        return user.open_loaders(spec, settings)
     known = KNOWN.get(spec)
-    root = Path(settings.data_root or os.environ.get("SLIM_DATA") or "data")
+    root = Path(settings.data_root or os.environ.get("SLIM_DATA") or (same and recorded.get("root")) or "data")
     arrays = _arrays(spec, root)
     x_train, y_train = arrays.x_train, arrays.y_train
     classes = max(known.classes if known else 0, int(max(y_train.max(), arrays.y_test.max())) + 1)
@@ -88,7 +89,18 @@ def open_data(
         x_train, y_train = x_train[kept], y_train[kept]
     augment = settings.augment
     if augment == "auto":
-        augment = known.augment if known else "none"
+        augment = (same and recorded.get("augment")) or (known.augment if known else "none")
+    notes = [note] if note else []
+    if settings.holdout and known_holdout and settings.holdout != known_holdout and settings.val_data is None:
+        notes.append(
+            f"--holdout {settings.holdout:g} is not the {known_holdout:g} that training left out: "
+            "some of the images held out now were trained on"
+        )
+    elif recorded and not same and settings.val_data is None:
+        notes.append(
+            f"the network was trained on {recorded.get('name')}, not on {spec}: if they share images, some of those held out "
+            "were trained on; give images it never saw with --val-data"
+        )
 
     def loader(images: Tensor, labels: Tensor) -> ImageLoader:
         return ImageLoader(images.to(device), labels.to(device), mean, std, batch_size)
@@ -102,17 +114,28 @@ def open_data(
         mean=mean,
         std=std,
         train=train,
-        held_out=replace(loader(x_held, y_held), batch_size=max(batch_size, 500)),
-        test=replace(loader(arrays.x_test, arrays.y_test), batch_size=max(batch_size, 500)),
-        spec={"name": spec, "holdout": holdout} | ({"val_data": val_data} if val_data else {}),
-        note=note,
+        held_out=loader(x_held, y_held),
+        test=loader(arrays.x_test, arrays.y_test),
+        spec={"name": spec, "holdout": holdout, "augment": augment}
+        | ({"val_data": absolute(val_data)} if val_data else {})
+        | ({"root": str(root.resolve())} if known and spec != "digits" else {}),
+        notes=tuple(notes),
     )
+
+
+def absolute(spec: str) -> str:
+    """The spec with its path made absolute, so that it means the same from another folder."""
+    form, _, path = spec.partition(":")
+    if form in ("npz", "folder") and path:
+        return f"{form}:{Path(path).resolve()}"
+    family, _, name = spec.rpartition(":")
+    return f"{Path(family).resolve()}:{name}" if family.endswith(".py") else spec
 
 
 def _check_recorded(recorded: JsonDict) -> None:
     """Raise `DataError` unless what a file says about its data can be what `open_data` wrote there."""
-    name, holdout, val_data = (recorded.get(key) for key in ("name", "holdout", "val_data"))
-    texts = all(text is None or isinstance(text, str) for text in (name, val_data))
+    holdout = recorded.get("holdout")
+    texts = all(isinstance(recorded.get(key, ""), str | None) for key in ("name", "val_data", "root", "augment"))
     if not texts or not (holdout is None or (isinstance(holdout, float | int) and 0 < holdout <= 0.5)):
         raise DataError(f"the checkpoint's data spec is damaged: {recorded}", "name the data with --data")
 

@@ -14,6 +14,7 @@ from slimcli.data.loaders import Data
 from slimcli.data.memory import Batch
 from slimcli.errors import DataError
 from slimcli.foreign import load_callable
+from slimcli.settings import DataSettings
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,11 @@ class _UserLoader:
         yield from self.batches
 
 
-def open_loaders(spec: str) -> Data:
-    """The loaders that the callable returns; a third of two is split off the training data set. Raises `DataError`."""
+def open_loaders(spec: str, settings: DataSettings) -> Data:
+    """The loaders that the callable returns; of two, a tenth of the first is held out. Raises `DataError`."""
+    for flag in ("mean", "std", "val_data", "train_samples", "holdout"):
+        if getattr(settings, flag) is not None:
+            raise DataError(f"--{flag.replace('_', '-')} does not apply to {spec}", "what its loaders give is taken as it is")
     family, _, name = spec.rpartition(":")
     build = load_callable(spec, family, name, DataError)
     try:

@@ -57,7 +57,13 @@ def export_onnx(
     result: list[Export] = []
 
     def write(temporary: Path) -> None:
-        proto = _exported(network, images)
+        try:
+            proto = _exported(network, images)
+        except Exception as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            raise ParityError(
+                f"the network cannot be exported to ONNX ({type(error).__name__}: {first_line[:120]})", "--debug shows where"
+            ) from error
         onnx.helper.set_model_props(proto, _metadata(network, images, metadata or {}))
         onnx.save(proto, temporary)
         result.append(_checked(network, temporary, images, tolerance))
@@ -115,7 +121,7 @@ def _metadata(network: nn.Module, images: Tensor, extra: Mapping[str, Any]) -> d
 def _checked(network: nn.Module, path: Path, images: Tensor, tolerance: float) -> Export:
     loaded = onnx.load(path)
     onnx.checker.check_model(loaded, full_check=True)
-    _check_shapes(network, loaded)
+    _check_shapes(network, loaded, images)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst, largest = 0.0, 1.0
     for batch in (images, images[:1]):
@@ -136,16 +142,20 @@ def _checked(network: nn.Module, path: Path, images: Tensor, tolerance: float) -
     return Export(path, path.stat().st_size, worst, len(images), opset)
 
 
-def _check_shapes(network: nn.Module, loaded: onnx.ModelProto) -> None:
-    """Every conv's and linear's weight must be in the file in the network's own shape (exporters may fold or transpose)."""
-    inside = sorted(tuple(sorted(tensor.dims)) for tensor in loaded.graph.initializer)
+def _check_shapes(network: nn.Module, loaded: onnx.ModelProto, images: Tensor) -> None:
+    """Every conv's and linear's weight that a forward pass uses must be in the file (a linear one may be transposed)."""
+    inside = [tuple(tensor.dims) for tensor in loaded.graph.initializer]
+    used = {layer.name for layer in count(network, images.shape[1:]).layers if layer.macs}
     for name, layer in layers_of(network).items():
-        shape = tuple(sorted(layer.weight.shape))
-        if shape not in inside:
+        shape = tuple(layer.weight.shape)
+        if isinstance(layer, nn.Linear) and shape not in inside:
+            shape = shape[::-1]
+        if name in used and shape not in inside:
             raise ParityError(
                 f"the exported file has no weight of {name}'s shape {tuple(layer.weight.shape)}", "report this network"
             )
-        inside.remove(shape)
+        if shape in inside:
+            inside.remove(shape)
 
 
 class OnnxNetwork(nn.Module):
@@ -166,10 +176,28 @@ class OnnxNetwork(nn.Module):
         self.input_shape = (entry.shape[1], entry.shape[2], entry.shape[3])
         self.classes = output.shape[-1] if isinstance(output.shape[-1], int) else None
         metadata = self._session.get_modelmeta().custom_metadata_map
-        facts = json.loads(metadata.get("preprocessing", "{}"))
-        self.normalisation = (tuple(facts["mean"]), tuple(facts["std"])) if facts.get("mean") and facts.get("std") else None
+        self.normalisation = _normalisation(metadata.get("preprocessing", "{}"))
         self.data = metadata.get("data", "")
+        self._fixed_batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, C, H, W) to logits (N, classes)."""
+        if self._fixed_batch is None:
+            return self._run(images)
+        outputs = []
+        for chunk in images.split(self._fixed_batch):  # type: ignore[no-untyped-call]
+            filled = torch.cat([chunk, chunk.new_zeros(self._fixed_batch - len(chunk), *chunk.shape[1:])])
+            outputs.append(self._run(filled)[: len(chunk)])
+        return torch.cat(outputs)
+
+    def _run(self, images: Tensor) -> Tensor:
         return torch.from_numpy(self._session.run(None, {self._input: images.cpu().numpy()})[0])
+
+
+def _normalisation(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std as `slim export` writes them; None for other tools' metadata."""
+    try:
+        facts = json.loads(text)
+        return tuple(map(float, facts["mean"])), tuple(map(float, facts["std"]))
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -96,8 +96,11 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
-def load(path: str | Path, arch: str | None = None, trust_pickle: bool = False) -> Checkpoint:
-    """The checkpoint in a file. A foreign one (a state dict in any common wrapping) wants its `arch`.
+def load(
+    path: str | Path, arch: str | None = None, trust_pickle: bool = False, input_shape: resolve.Shape | None = None
+) -> Checkpoint:
+    """The checkpoint in a file. A foreign one (a state dict in any common wrapping) wants its `arch`, and its
+    `input_shape` where that is not the usual one.
 
     Raises `CheckpointError` for a file that is none, or one whose tensors do not fit `arch` (naming keys and shapes).
     """
@@ -113,7 +116,7 @@ def load(path: str | Path, arch: str | None = None, trust_pickle: bool = False) 
         )
     if arch not in ARCHS and ":" not in arch:
         raise ArchError(f"there is no network {arch!r}", suggest(arch, ARCHS))
-    return _foreign(path, state, arch)
+    return _foreign(path, state, arch, input_shape)
 
 
 def read(path: Path, trust_pickle: bool = False) -> Any:
@@ -235,8 +238,8 @@ def _guess(state: Mapping[str, Tensor]) -> str:
     return "file.py:build"
 
 
-def _foreign(path: Path, state: dict[str, Tensor], arch: str) -> Checkpoint:
-    input_shape = ARCHS[arch].input_shape if arch in ARCHS else (3, 224, 224)
+def _foreign(path: Path, state: dict[str, Tensor], arch: str, shape: resolve.Shape | None) -> Checkpoint:
+    input_shape = shape or (ARCHS[arch].input_shape if arch in ARCHS else (3, 224, 224))
     weights = [value for value in state.values() if value.ndim >= 2]
     first = next((value for value in weights if value.ndim == 4), None)
     if first is not None:

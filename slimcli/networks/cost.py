@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -17,17 +18,14 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> NetworkCost:
     The total holds every product that torch's own counter knows, functional convolutions and attention included; a
     layer's line holds its own. The model is left as it was.
     """
-    training = model.training
     fastpath = torch.backends.mha.get_fastpath_enabled()
     reference = next(model.parameters())
     counter = FlopCounterMode(display=False)
     try:
-        model.eval()
         torch.backends.mha.set_fastpath_enabled(False)  # fused attention goes uncounted
-        with torch.no_grad(), counter:
+        with evaluating(model), torch.no_grad(), counter:
             model(torch.zeros(1, *input_shape, device=reference.device, dtype=reference.dtype))
     finally:
-        model.train(training)
         torch.backends.mha.set_fastpath_enabled(fastpath)
     flops = counter.get_flop_counts()
     root = type(model).__name__
@@ -42,6 +40,18 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> NetworkCost:
         for name, module in layers_of(model).items()
     )
     return NetworkCost(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()), layers)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every module is back in the mode it was in (some may be frozen in eval on purpose)."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 Layer = nn.Conv2d | nn.Linear

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimcli.data.loaders import Loader
 from slimcli.deploy.bench import bench
 from slimcli.deploy.onnx import Export, export_onnx
 from slimcli.errors import DataError, InputError, RunDirError
 from slimcli.networks import checkpoint
 from slimcli.networks.checkpoint import Checkpoint
+from slimcli.networks.resolve import Shape
 from slimcli.pipeline.subject import open_subject
-from slimcli.records import JsonDict
+from slimcli.records import JsonDict, Loader
 from slimcli.rundir import RunDir
 from slimcli.settings import DataSettings
 
@@ -55,17 +55,14 @@ def export_both(
     }
 
 
-def export_checkpoint(
-    model: str, target: Path, settings: DataSettings, tolerance: float, arch: str | None, trust_pickle: bool
-) -> tuple[Export, str]:
+def export_checkpoint(loaded: Checkpoint, target: Path, settings: DataSettings, tolerance: float) -> tuple[Export, str]:
     """Export a checkpoint; says whether parity was measured on real or on random images.
 
     Real ones where a data set is named or the checkpoint knows its own and it can be found; random ones else.
     """
-    loaded = checkpoint.load(model, arch, trust_pickle)
     if settings.data is not None or loaded.data:
         try:
-            subject = open_subject(model, settings, arch=arch, trust_pickle=trust_pickle, device="cpu")
+            subject = open_subject(loaded, settings, device="cpu")
         except DataError:
             if settings.data is not None:
                 raise
@@ -77,7 +74,9 @@ def export_checkpoint(
     return export_onnx(loaded.build(), target, images, describe(loaded, loaded.metrics.get("top1")), tolerance), "random"
 
 
-def bench_models(models: Sequence[str], arch: str | None, trust_pickle: bool, **options: Any) -> JsonDict:
+def bench_models(
+    models: Sequence[str], arch: str | None, trust_pickle: bool, input_shape: Shape | None, **options: Any
+) -> JsonDict:
     """Measure ONNX files and checkpoints side by side; checkpoints are exported for it and named as they were given."""
     with TemporaryDirectory() as folder:
         files = []
@@ -87,7 +86,7 @@ def bench_models(models: Sequence[str], arch: str | None, trust_pickle: bool, **
                     raise InputError(f"there is no file {model}", "check the path")
                 files.append(Path(model))
                 continue
-            loaded = checkpoint.load(model, arch, trust_pickle)
+            loaded = checkpoint.load(model, arch, trust_pickle, input_shape)
             images = torch.randn(2, *loaded.input_shape, generator=torch.Generator().manual_seed(0))
             files.append(export_onnx(loaded.build(), Path(folder) / f"{index}.onnx", images).path)
         return bench(files, names=models, **options).to_json()

@@ -11,7 +11,7 @@ from slimcli.deploy import providers
 from slimcli.environment import environment, version
 
 Finding = dict[str, Any]
-_FOLDERS = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw", "cifar10": "cifar10.npz"}
+_FOLDERS = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw", "cifar10": "cifar10.npz", "cifar100": "cifar-100-python"}
 
 
 def examine(data_root: str | None = None) -> list[Finding]:
@@ -44,23 +44,34 @@ def _torch_pair() -> Finding:
 
 
 def _devices() -> Finding:
-    import torch
-
-    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return _finding(
-        "devices",
-        True,
-        ", ".join([*cuda, f"CPU with {environment()['cores']} cores, {torch.get_num_threads()} threads"]),
-    )
+    try:
+        import torch
+    except ImportError as error:
+        return _finding("devices", False, f"torch cannot be imported ({error})", "pip install -U torch torchvision")
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    cpu = f"CPU with {environment()['cores']} cores, {torch.get_num_threads()} threads"
+    return _finding("devices", True, ", ".join([*cuda, cpu]))
 
 
 def _providers() -> Finding:
-    there = [name for name, text in providers.available().items() if text.endswith("there")]
-    return _finding("onnxruntime providers", "cpu" in there, ", ".join(there), "pip install onnxruntime")
+    if version("onnxruntime") and version("onnxruntime-gpu"):
+        return _finding(
+            "onnxruntime providers",
+            False,
+            "onnxruntime and onnxruntime-gpu are both installed, in the same folder",
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu",
+        )
+    try:
+        there = [name for name, text in providers.available().items() if text.endswith(", there")]
+    except ImportError as error:
+        return _finding("onnxruntime providers", False, f"cannot be imported ({error})", "pip install -U onnxruntime")
+    return _finding("onnxruntime providers", "cpu" in there, ", ".join(there), "pip install -U onnxruntime")
 
 
 def _data(data_root: str | None) -> list[Finding]:
     root = Path(data_root or os.environ.get("SLIM_DATA") or "data")
+    if not root.is_dir() and data_root is not None:
+        return [_finding("data root", False, f"{root} does not exist", "check --data-root")]
     if not root.is_dir():
         return [
             _finding(
@@ -71,4 +82,6 @@ def _data(data_root: str | None) -> list[Finding]:
             )
         ]
     found = [name for name, path in _FOLDERS.items() if (root / path).exists()]
+    if "cifar10" not in found and (root / "cifar-10-batches-py").exists():
+        found.append("cifar10")
     return [_finding("data root", True, f"{root} has {', '.join(found) or 'no data set known by name'}")]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from slimcli.data.sources import check_fits, open_data
 from slimcli.deploy.onnx import OnnxNetwork
+from slimcli.networks import checkpoint
 from slimcli.pipeline.subject import open_subject
 from slimcli.records import Score
 from slimcli.settings import DataSettings, FitSettings
 from slimcli.training.engine import Engine
 
 
-def evaluate_checkpoint(model: str, settings: DataSettings, **options: Any) -> tuple[Score, list[str]]:
-    """Score of a checkpoint, and what the user should know about it; `options` are `open_subject`'s."""
-    subject = open_subject(model, settings, **options)
-    engine = Engine(FitSettings(device=options.get("device", "auto")))
-    return engine.evaluate(subject.model, subject.data.test), [note for note in (subject.data.note,) if note]
+def evaluate_checkpoint(
+    model: str, settings: DataSettings, *, arch: str | None, trust_pickle: bool, batch_size: int, device: str
+) -> tuple[Score, list[str]]:
+    """Score of a checkpoint, and what the user should know about it."""
+    loaded = checkpoint.load(model, arch, trust_pickle)
+    subject = open_subject(loaded, settings, batch_size=batch_size, device=device)
+    engine = Engine(FitSettings(device=device))
+    return engine.evaluate(subject.model, subject.data.test), list(subject.data.notes)
 
 
 def evaluate_onnx(path: Path, settings: DataSettings, batch_size: int = 500) -> tuple[Score, list[str]]:
@@ -26,4 +29,4 @@ def evaluate_onnx(path: Path, settings: DataSettings, batch_size: int = 500) -> 
     data = open_data(settings, {"name": network.data}, batch_size=batch_size, seed=0, normalisation=network.normalisation)
     check_fits(data, str(path), network.classes or data.classes, network.input_shape)
     engine = Engine(FitSettings(device="cpu"))
-    return engine.evaluate(network, data.test), [note for note in (data.note,) if note]
+    return engine.evaluate(network, data.test), list(data.notes)

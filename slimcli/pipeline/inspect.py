@@ -8,23 +8,26 @@ from pathlib import Path
 from slimcli.errors import ArchError
 from slimcli.networks import ARCHS, checkpoint, resolve
 from slimcli.networks.cost import count
+from slimcli.networks.resolve import Shape
 from slimcli.pruning import surgery
 from slimcli.records import JsonDict
 
 
-def inspect(model: str, arch: str | None = None, trust_pickle: bool = False, linear: bool = False) -> JsonDict:
+def inspect(
+    model: str, arch: str | None = None, trust_pickle: bool = False, linear: bool = False, input_shape: Shape | None = None
+) -> JsonDict:
     """Layers with their costs, and verified channel groups; `model` is a file or the name of a network."""
     if arch is None and not Path(model).exists() and (model in ARCHS or ":" in model):
-        name, shape = model, ARCHS[model].input_shape if model in ARCHS else (3, 224, 224)
+        name, shape = model, input_shape or (ARCHS[model].input_shape if model in ARCHS else (3, 224, 224))
         network = resolve.build(model, 10 if model in ARCHS else 1000, shape)
     elif arch is None and not Path(model).suffix and not Path(model).exists():
         resolve.build(model, 10, (3, 32, 32))  # an unknown name: says so, and suggests the nearest
         raise ArchError(f"there is no file or network {model!r}", "see `slim list archs`")
     else:
-        loaded = checkpoint.load(model, arch, trust_pickle)
+        loaded = checkpoint.load(model, arch, trust_pickle, input_shape)
         name, shape, network = loaded.arch, loaded.input_shape, loaded.build()
-    cost = count(network, shape)
     groups = surgery.verify(network, shape, surgery.find_groups(network, shape, linear))
+    cost = count(network, shape)
     macs = {layer.name: layer.macs for layer in cost.layers}
     return {
         "arch": name,

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from glob import glob
 from pathlib import Path
 
+import torch
+from torch import nn
+
+from slimcli.data.sources import absolute
 from slimcli.environment import environment
-from slimcli.errors import CheckpointError, DivergedError, Terminated
+from slimcli.errors import CheckpointError, DivergedError, FellShortError, ParityError, RunDirError, Terminated
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import layers_of
@@ -21,6 +29,8 @@ from slimcli.report import page
 from slimcli.rundir import RunDir, default_path
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import Engine
+
+_CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -37,17 +47,10 @@ class Prepared:
 def prepare(settings: PruneSettings) -> Prepared:
     """Read and check everything that the job needs; raises an `InputError` where something does not fit."""
     settings = methods.resolve(settings)
-    subject = open_subject(
-        settings.model,
-        settings,
-        arch=settings.arch,
-        trust_pickle=settings.trust_pickle,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        device=settings.device,
-    )
+    loaded = checkpoint.load(settings.model, settings.arch, settings.trust_pickle)
+    subject = open_subject(loaded, settings, batch_size=settings.batch_size, seed=settings.seed, device=settings.device)
     history = _history(settings, subject)
-    notes = [note for note in (subject.data.note,) if note]
+    notes = list(subject.data.notes)
     if subject.checkpoint.foreign and settings.val_data is None:
         notes.append(
             "this checkpoint was trained elsewhere, perhaps on the images held out here: held-out accuracy, and every choice "
@@ -64,7 +67,7 @@ def prepare(settings: PruneSettings) -> Prepared:
 
 def _history(settings: PruneSettings, subject: Subject) -> NormHistory:
     if settings.history:
-        return NormHistory.from_files(settings.history, subject.model, settings.norm)
+        return NormHistory.from_files(_expanded(settings.history), subject.model, settings.norm)
     if subject.checkpoint.history is None:
         return NormHistory(norm=settings.norm)
     history = NormHistory.from_state_dict(subject.checkpoint.history)
@@ -75,6 +78,21 @@ def _history(settings: PruneSettings, subject: Subject) -> NormHistory:
         )
     history.check_fits(subject.model)
     return history
+
+
+def _expanded(names: Sequence[str]) -> list[str]:
+    """The files that `--history` names: files as they are, the checkpoints of a folder or a pattern in natural order."""
+    files: list[str] = []
+    for name in names:
+        if Path(name).is_file():
+            found = [name]
+        else:
+            pattern = f"{name}/*" if Path(name).is_dir() else name
+            found = [path for path in glob(pattern) if Path(path).suffix in _CHECKPOINTS]  # noqa: PTH207 - may be absolute
+        if not found:
+            raise CheckpointError(f"--history {name} names no checkpoint", "name a file, a folder of checkpoints or a pattern")
+        files += sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)])
+    return files
 
 
 def dry_run(settings: PruneSettings) -> JsonDict:
@@ -112,6 +130,7 @@ def run(settings: PruneSettings, out: Path | None = None, progress: Progress | N
     progress = progress or Progress()
     if out is not None:
         RunDir(out).check_free(overwrite)
+        _check_apart(out, [settings.model, *(settings.history or ())])
     job = prepare(settings)
     settings = job.settings
     folder = RunDir(out or default_path(settings.arch or "network", settings.method))
@@ -129,17 +148,27 @@ def run(settings: PruneSettings, out: Path | None = None, progress: Progress | N
     return Result(folder, metrics, shortfall)
 
 
+def _check_apart(out: Path, inputs: Sequence[str]) -> None:
+    """Raise `RunDirError` where the run folder holds what the run is to start from: overwriting would destroy it."""
+    for name in inputs:
+        if Path(name).resolve().is_relative_to(out.resolve()):
+            raise RunDirError(f"{name} lies in {out}, the run folder that would be written", "name another folder with -o")
+
+
 def _resolved(job: Prepared) -> PruneSettings:
     """The settings with everything that was found out filled in, so that the recipe stands alone."""
-    data = job.subject.data
+    data, arch = job.subject.data, job.settings.arch or ""
     return replace(
         job.settings,
         model=str(Path(job.settings.model).resolve()),
-        arch=job.settings.arch if job.subject.checkpoint.foreign or resolve.is_foreign(job.settings.arch or "") else None,
+        arch=absolute(arch) if job.subject.checkpoint.foreign or resolve.is_foreign(arch) else None,
+        history=tuple(str(Path(name).resolve()) for name in job.settings.history) if job.settings.history else None,
+        val_data=absolute(job.settings.val_data) if job.settings.val_data else data.spec.get("val_data"),
         data=data.name,
+        data_root=data.spec.get("root"),
         mean=data.mean,
         std=data.std,
-        holdout=data.spec.get("holdout", job.settings.holdout),
+        holdout=data.spec.get("holdout"),
     )
 
 
@@ -166,11 +195,22 @@ def _carry_out(job: Prepared, folder: RunDir, engine: Engine) -> tuple[JsonDict,
     metrics = _metrics(job, dense_score, dense_cost, slim_score, outcome)
     measured = {key: value for key, value in metrics["slim"].items() if key != "file_bytes"}
     checkpoint.save(folder.model, _snapshot(subject, outcome.network, measured))
+    _check_reloads(folder.model, subject, outcome.network.model)
     folder.append("end", reason=outcome.reason, **asdict(slim_score))
     folder.write_metrics(metrics)
     if settings.deploy:
-        _deploy(job, outcome, folder, metrics, engine.progress)
-    return metrics, _shortfall(outcome, folder)
+        undeployed = _deploy(job, outcome, folder, metrics, engine.progress)
+        return metrics, "; ".join(filter(None, (_shortfall(job.settings, outcome, folder), undeployed)))
+    return metrics, _shortfall(job.settings, outcome, folder)
+
+
+@torch.no_grad()
+def _check_reloads(path: Path, subject: Subject, slim: nn.Module) -> None:
+    """Raise `ParityError` unless the saved checkpoint gives the very outputs of the network it was saved from."""
+    images = first_images(subject.data.test, 8)
+    reloaded = checkpoint.load(path, subject.checkpoint.arch).build()
+    if not torch.equal(reloaded(images), copy.deepcopy(slim).cpu()(images)):
+        raise ParityError(f"{path} does not give the outputs of the network it was saved from", "report this network")
 
 
 def _snapshot(subject: Subject, network: Network, metrics: JsonDict) -> Checkpoint:
@@ -183,31 +223,41 @@ def _snapshot(subject: Subject, network: Network, metrics: JsonDict) -> Checkpoi
     )
 
 
-def _shortfall(outcome: Outcome, folder: RunDir) -> str:
+def _shortfall(settings: PruneSettings, outcome: Outcome, folder: RunDir) -> str:
     if not outcome.budget_met:
         return (
             f"the budget was not reached: {outcome.reason}; the last network within the allowed drop is {folder.model} "
             "(allow a larger --max-drop, smaller steps with --amount, or more --epochs)"
         )
-    if not any(step.kept for step in outcome.iterations):
+    unlimited = not any((settings.macs, settings.params, settings.widths, settings.iterations))
+    if unlimited and not any(step.kept for step in outcome.iterations):
         return f"nothing was removed: {outcome.reason} (allow a larger --max-drop, or more --epochs)"
     return ""
 
 
-def _deploy(job: Prepared, outcome: Outcome, folder: RunDir, metrics: JsonDict, progress: Progress) -> None:
+def _deploy(job: Prepared, outcome: Outcome, folder: RunDir, metrics: JsonDict, progress: Progress) -> str:
+    """Export, bench and report; returns what fell short (a network that cannot be exported still gets its report)."""
     progress.say("exporting, measuring, reporting")
-    exports = export_both(
-        folder,
-        job.subject.model,
-        outcome.network.model,
-        first_images(job.subject.data.test),
-        {side: describe(job.subject.checkpoint, metrics[side]["top1"]) for side in ("dense", "slim")},
-    )
-    for side, export in exports.items():
-        metrics[side]["file_bytes"] = export.file_bytes
-    metrics["parity"] = {"max_error": exports["slim"].max_error, "samples": exports["slim"].samples}
-    bench_run(folder, metrics)
+    shortfall = ""
+    try:
+        exports = export_both(
+            folder,
+            job.subject.model,
+            outcome.network.model,
+            first_images(job.subject.data.test),
+            {side: describe(job.subject.checkpoint, metrics[side]["top1"]) for side in ("dense", "slim")},
+        )
+    except FellShortError as error:
+        shortfall = error.message
+        metrics["notes"].append(f"not exported: {error.message}")
+        folder.write_metrics(metrics)
+    else:
+        for side, export in exports.items():
+            metrics[side]["file_bytes"] = export.file_bytes
+        metrics["parity"] = {"max_error": exports["slim"].max_error, "samples": exports["slim"].samples}
+        bench_run(folder, metrics)
     page.write(folder)
+    return shortfall
 
 
 def _removed(subject: Subject, network: Network) -> dict[str, list[int]]:

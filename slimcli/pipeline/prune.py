@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slimcli.data.loaders import Data
-from slimcli.errors import ArchError
+from slimcli.errors import ArchError, SettingsError
 from slimcli.networks.cost import count, layers_of
 from slimcli.pruning import surgery
 from slimcli.pruning.amounts import Amount, per_group
@@ -37,6 +37,11 @@ class Network:
     groups: tuple[ChannelGroup, ...]
     cost: NetworkCost
     removed: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def filters(self) -> int:
+        """Output channels of all conv and linear layers."""
+        return sum(layer.filters for layer in self.cost.layers)
 
     @property
     def prunable(self) -> list[ChannelGroup]:
@@ -75,7 +80,10 @@ def prune(
     lowest = dense.top1 - settings.max_drop
     trainer = _Trainer(engine, data, note)
     if network.history.epochs == 0:
-        trainer.fit(network, settings.observe_epochs, "observe")
+        if settings.criterion == "history":
+            trainer.fit(network, settings.observe_epochs, "observe")
+        else:
+            network.history.record(network.model)
     generator = torch.Generator().manual_seed(settings.seed)
     iterations: list[Iteration] = []
     reason = ""
@@ -87,6 +95,7 @@ def prune(
         started, before = time.perf_counter(), copy.deepcopy(network)
         index = len(iterations) + 1
         choices = choose(network, counts, settings, generator)
+        filters_before = network.filters
         # Without a penalty these epochs are plain training: every method gets the same schedule.
         trainer.fit(network, settings.tie_epochs, f"tie {index}", penalty_for(network, choices, settings))
         after_surgery = operate(network, choices, data, settings, engine, partial(note, iteration=index))
@@ -99,7 +108,7 @@ def prune(
             top1=score.top1,
             top1_after_surgery=after_surgery.top1,
             epochs=settings.epochs,
-            removed=sum(len(c.pairs) + len(c.filters) for c in choices),
+            removed=filters_before - network.filters,
             seconds=round(time.perf_counter() - started, 3),
             kept=score.top1 >= lowest,
         )
@@ -110,9 +119,14 @@ def prune(
         engine.progress.say(_line(step, dense, budget.dense_cost, network))
         if not step.kept:
             network, reason = before, f"iteration {index} lost more than the allowed {settings.max_drop:g} points"
-    trainer.fit(network, settings.final_epochs if any(i.kept for i in iterations) else 0, "final")
-    held_out = engine.evaluate(network.model, data.held_out)
     kept = sum(step.kept for step in iterations)
+    if kept:
+        before = copy.deepcopy(network)
+        trainer.fit(network, settings.final_epochs, "final")
+    held_out = engine.evaluate(network.model, data.held_out)
+    if kept and held_out.top1 < lowest:
+        network, reason = before, f"{reason}; the last retraining lost accuracy and was taken back"
+        held_out = engine.evaluate(network.model, data.held_out)
     met = budget.satisfied(network, kept)
     return Outcome(network, tuple(iterations), met, engine.epochs_done, dense, held_out, reason)
 
@@ -123,6 +137,10 @@ def start(model: nn.Module, data: Data, history: NormHistory, settings: PruneSet
     `settings` come from `methods.resolve`. Raises `ArchError` where nothing can be pruned, `SettingsError` where amount or
     widths do not fit the groups.
     """
+    if settings.criterion == "history" and history.epochs == 0 and settings.observe_epochs == 0:
+        raise SettingsError(
+            "there is no norm history to choose pairs by, and --observe-epochs is 0", "observe some, or give --history"
+        )
     groups = surgery.verify(model, data.shape, surgery.find_groups(model, data.shape, settings.linear))
     if not any(group.prunable for group in groups):
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:8])
@@ -163,17 +181,24 @@ class Budget:
         }
 
     def met(self, network: Network, iterations: int) -> bool:
-        """Whether every limit that was given is reached; never so without one."""
+        """Whether the network is as small as asked for, or the iterations are used up; never so without a limit."""
         s = self._settings
-        return any((s.macs, s.params, s.widths, s.iterations)) and self.satisfied(network, iterations)
+        sized = any((s.macs, s.params, s.widths))
+        out_of_turns = s.iterations is not None and iterations >= s.iterations
+        return out_of_turns or (sized and self._small_enough(network))
 
     def satisfied(self, network: Network, iterations: int) -> bool:
-        """The same, but true where no limit was given."""
+        """Whether what was asked for is there: every size, or (where no size was asked for) every iteration."""
+        s = self._settings
+        if any((s.macs, s.params, s.widths)):
+            return self._small_enough(network)
+        return s.iterations is None or iterations >= s.iterations
+
+    def _small_enough(self, network: Network) -> bool:
         s = self._settings
         return (
             (s.macs is None or network.cost.macs <= s.macs * self.dense_cost.macs)
             and (s.params is None or network.cost.params <= s.params * self.dense_cost.params)
-            and (s.iterations is None or iterations >= s.iterations)
             and all(group.channels <= self._widths[group.name] for group in network.prunable if self._widths)
         )
 
@@ -185,7 +210,7 @@ def choose(network: Network, counts: dict[str, int], settings: PruneSettings, ge
         criterion(
             GroupView(
                 group,
-                network.history.of_group(group, settings.window),
+                network.history.of_group(group, settings.window) if settings.criterion == "history" else [],
                 member_norms(network.model, group, settings.norm),
                 settings.distance,
                 generator,
@@ -208,11 +233,11 @@ def penalty_for(network: Network, choices: list[Choice], settings: PruneSettings
     if settings.penalty in (None, "none"):
         return None
     groups = {group.name: group for group in network.groups}
-    tied = [
+    tied = tuple(
         TiedPair(tuple((m.layer, m.channels[i], m.channels[j]) for m in groups[choice.group].members))
         for choice in choices
         for i, j in choice.pairs
-    ]
+    )
     function, norms = PENALTIES[settings.penalty], partial(filter_norms, norm=settings.norm)
     return lambda model: settings.lambda_ * function(model, tied, norms)
 
@@ -275,7 +300,8 @@ class _Trainer:
             network.history.record(network.model)
             self._note("epoch", **asdict(epoch))
 
-        self._engine.fit(network.model, self._data.train, epochs, phase, penalty, after_epoch)
+        annealed = "onecycle" if phase == "final" and self._engine.settings.schedule == "constant" else None
+        self._engine.fit(network.model, self._data.train, epochs, phase, penalty, after_epoch, annealed)
 
 
 def _line(step: Iteration, dense: Score, cost: NetworkCost, network: Network) -> str:

@@ -20,6 +20,7 @@ from slimcli.errors import SettingsError, suggest
 from slimcli.pipeline import job
 from slimcli.pipeline.train import train
 from slimcli.progress import Progress
+from slimcli.pruning import methods
 from slimcli.records import JsonDict
 from slimcli.report import card
 from slimcli.rundir import RunDir, default_path, free_path
@@ -49,12 +50,16 @@ class _Recipe:
 def run_recipe(path: Path, out: Path | None = None, progress: Progress | None = None, overwrite: bool = False) -> RecipeResult:
     """Carry out the recipe: one step directly in the run folder, several in `train/`, `prune-1/`, ... below it.
 
-    The whole recipe is checked first. Raises an `InputError`, or what a step raises.
+    All settings and folders are checked before the first step. Raises an `InputError`, or what a step raises. A recipe is
+    trusted like a Makefile: it may name code (`arch = "file.py:build"`, `trust_pickle = true`), so read one before you run it.
     """
     progress = progress or Progress()
     recipe = _read(path)
     count = len(recipe.prunes) + (recipe.train is not None)
     folder = out or _default_folder(recipe, alone=count == 1)
+    names = ["train"] * (recipe.train is not None) + [f"prune-{index}" for index in range(1, len(recipe.prunes) + 1)]
+    for name in names:
+        RunDir(folder if count == 1 else folder / name).check_free(overwrite)
     steps: list[JsonDict] = []
     shortfalls: list[str] = []
     model = ""
@@ -111,17 +116,32 @@ def _read(path: Path) -> _Recipe:
     for table in content:
         if table not in _TABLES:
             raise SettingsError(f"{path} has an unknown table [{table}]", suggest(table, _TABLES))
-    train_settings = TrainSettings.from_recipe(content["train"]) if "train" in content else None
     tables = content.get("prune", [])
-    prunes = [_prune(table, path) for table in (tables if isinstance(tables, list) else [tables])]
+    tables = tables if isinstance(tables, list) else [tables]
+    for table in (*tables, content.get("train", {}), content.get("card", {})):
+        if not isinstance(table, dict):
+            raise SettingsError(f"{path}: {table!r} stands where a table is wanted", "write [train], [[prune]] or [card]")
+    train_settings = TrainSettings.from_recipe(content["train"]) if "train" in content else None
+    prunes = [_prune(table, path) for table in tables]
+    for _, settings in prunes:
+        methods.resolve(settings)
     if train_settings is None and not prunes:
         raise SettingsError(f"{path} has nothing to do", "it needs a table [train] or [[prune]]")
     if train_settings is None and not prunes[0][1].model:
         raise SettingsError(f"{path}: the first [[prune]] has nothing to start from", "name its model, or add [train]")
     wanted = content.get("card")
-    if wanted is not None and "file" not in wanted:
-        raise SettingsError(f"{path}: [card] lacks its file", 'add file = "name.md"')
+    if wanted is not None:
+        _check_card(path, str(wanted.get("file", "")))
     return _Recipe(path, train_settings, prunes, wanted)
+
+
+def _check_card(recipe: Path, name: str) -> None:
+    """Raise `SettingsError` unless the card is a Markdown file beside the recipe that does not exist or is an older card."""
+    if Path(name).name != name or not name.endswith(".md"):
+        raise SettingsError(f"{recipe}: [card] has the file {name!r}", 'name a Markdown file beside the recipe: file = "name.md"')
+    existing = recipe.parent / name
+    if existing.exists() and card.SIGNATURE not in existing.read_text(errors="replace"):
+        raise SettingsError(f"{existing} exists and is no result card", "name another file in [card]")
 
 
 def _prune(table: JsonDict, path: Path) -> tuple[JsonDict, PruneSettings]:

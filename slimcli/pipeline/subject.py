@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+import torch
 from torch import nn
 
 from slimcli.data.loaders import Data
 from slimcli.data.sources import check_fits, open_data
-from slimcli.networks import checkpoint
+from slimcli.errors import DataError
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.settings import DataSettings
 from slimcli.training.engine import pick_device
@@ -25,20 +25,12 @@ class Subject:
 
 
 def open_subject(
-    path: str | Path,
-    settings: DataSettings,
-    *,
-    arch: str | None = None,
-    trust_pickle: bool = False,
-    batch_size: int = 500,
-    seed: int = 0,
-    device: str = "auto",
+    loaded: Checkpoint, settings: DataSettings, *, batch_size: int = 500, seed: int = 0, device: str = "auto"
 ) -> Subject:
-    """Read the checkpoint, open its data set (or the one in the settings), check that they fit and build the network.
+    """Open the checkpoint's data set (or the one in the settings), check that they fit and build the network.
 
     Raises `CheckpointError`, `ArchError` or `DataError`.
     """
-    loaded = checkpoint.load(path, arch, trust_pickle)
     normalisation = (loaded.mean, loaded.std) if loaded.mean is not None and loaded.std is not None else None
     where = pick_device(device)
     data = open_data(settings, loaded.data, batch_size=batch_size, seed=seed, device=str(where), normalisation=normalisation)
@@ -50,4 +42,22 @@ def open_subject(
         loaded = replace(loaded, input_shape=(channels, *data.shape[1:]))
     check_fits(data, loaded.arch, loaded.classes, loaded.input_shape)
     model = loaded.build().to(where)
+    check_takes(model, data, loaded.arch)
     return Subject(replace(loaded, mean=data.mean, std=data.std, data=data.spec), model, data)
+
+
+@torch.no_grad()
+def check_takes(model: nn.Module, data: Data, arch: str) -> None:
+    """Raise `DataError` unless the network runs on the data's images and tells as many classes apart. Ends in eval mode."""
+    try:
+        outputs = model.eval()(torch.zeros(2, *data.shape, device=next(model.parameters()).device))
+    except Exception as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        raise DataError(
+            f"{arch} cannot take images of {data.shape} from {data.name} ({type(error).__name__}: {first_line[:120]})",
+            "choose data that fits it",
+        ) from error
+    shape = getattr(outputs, "shape", None)
+    if shape != (2, data.classes):
+        found = f"gives {tuple(shape)} for two images" if shape is not None else f"gives a {type(outputs).__name__}"
+        raise DataError(f"{arch} {found}, and {data.name} has {data.classes} classes", "choose data that fits it")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from torch import nn
 
 from slimcli.data.loaders import Data
-from slimcli.data.sources import open_data
+from slimcli.data.sources import absolute, open_data
 from slimcli.environment import environment
 from slimcli.errors import DivergedError
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import count
+from slimcli.pipeline.subject import check_takes
 from slimcli.progress import Progress
 from slimcli.pruning.history import NormHistory
 from slimcli.records import JsonDict
@@ -31,8 +32,22 @@ def train(settings: TrainSettings, run: RunDir, progress: Progress | None = None
     engine = Engine(settings, progress)
     data = open_data(settings, batch_size=settings.batch_size, seed=settings.seed, device=str(engine.device))
     model = resolve.build(settings.arch, data.classes, data.shape).to(engine.device)
-    with run.create({"train": settings.to_recipe()}, overwrite):
+    check_takes(model, data, settings.arch)
+    with run.create({"train": _resolved(settings, data).to_recipe()}, overwrite):
         return _carry_out(settings, run, engine, data, model)
+
+
+def _resolved(settings: TrainSettings, data: Data) -> TrainSettings:
+    """The settings with everything that was found out filled in, so that the recipe stands alone."""
+    return replace(
+        settings,
+        arch=absolute(settings.arch),
+        data=data.name,
+        data_root=data.spec.get("root"),
+        holdout=data.spec.get("holdout"),
+        mean=data.mean,
+        std=data.std,
+    )
 
 
 def _carry_out(settings: TrainSettings, run: RunDir, engine: Engine, data: Data, model: nn.Module) -> JsonDict:
@@ -69,7 +84,7 @@ def _carry_out(settings: TrainSettings, run: RunDir, engine: Engine, data: Data,
         "arch": settings.arch,
         "data": data.name,
         "epochs": settings.epochs,
-        "dense": measured | {"file_bytes": run.model.stat().st_size},
+        "dense": measured | {"file_bytes": None},
         "held_out": asdict(held_out),
         "environment": environment(),
     }

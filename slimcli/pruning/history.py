@@ -32,6 +32,14 @@ def _is_finite(weight: Tensor) -> bool:
     return weight.is_floating_point() and bool(weight.isfinite().all())
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and `torch.compile`."""
+    inner = getattr(model, "_orig_mod", None)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = model.module
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
 class NormHistory:
     """The norms of every conv and linear layer's filters over the epochs of a training.
 
@@ -62,7 +70,12 @@ class NormHistory:
         source = model if model is not None else self._model
         if source is None:
             raise SettingsError("this history watches no model", "pass the model to record()")
-        self._append({name: module.weight for name, module in layers_of(source).items()})
+        self._append({name: module.weight for name, module in layers_of(_unwrapped(source)).items()})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = type(self)(norm=self.norm)  # without the watched model: a copy belongs to a copy of it
+        copied.layers = dict(self.layers)
+        return copied
 
     def _append(self, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
@@ -91,8 +104,9 @@ class NormHistory:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
         """The history that `state_dict` gave; `CheckpointError` for anything else."""
-        layers = state.get("layers")
-        if not isinstance(layers, Mapping) or not all(isinstance(rows, Tensor) and rows.ndim == 2 for rows in layers.values()):
+        layers = state.get("layers") if isinstance(state, Mapping) else None
+        rows = list(layers.values()) if isinstance(layers, Mapping) else [None]
+        if layers is None or not all(isinstance(each, Tensor) and each.ndim == 2 and _is_finite(each) for each in rows):
             raise CheckpointError(
                 "the norm history in the checkpoint is damaged", "leave it out: observe epochs, or use --history"
             )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slimcli.errors import ArchError
-from slimcli.networks.cost import layers_of
+from slimcli.networks.cost import evaluating, layers_of
 from slimcli.networks.shortcut import ChannelPad
 from slimcli.records import ChannelGroup, Member
 
@@ -54,11 +54,10 @@ class _Graph:
         reference = next(model.parameters())
         example = torch.zeros(2, *input_shape, device=reference.device, dtype=reference.dtype)
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-        training = model.training
         try:
             for parameter in frozen:
                 parameter.requires_grad_(True)  # tracing follows gradients; frozen parameters would go unseen
-            with torch.enable_grad(), warnings.catch_warnings():
+            with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.graph = tp.DependencyGraph().build_dependency(
                     model,
@@ -71,7 +70,6 @@ class _Graph:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-            model.train(training)
 
     def group(self, root: str, units: Sequence[int]) -> Any:
         """torch-pruning's group for removing these output channels of the layer `root`."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from slimcli.records import JsonDict
 from slimcli.rundir import write_atomically
 
+SIGNATURE = "Written by `slim run"
+
 
 def write(path: Path, wanted: JsonDict, recipe: Path, steps: Sequence[JsonDict]) -> Path:
     """Write the card; `wanted` is the recipe's `[card]`, a step holds `step`, `seconds`, `metrics` and its labels."""
@@ -18,17 +20,25 @@ def write(path: Path, wanted: JsonDict, recipe: Path, steps: Sequence[JsonDict])
         f"# {wanted.get('title', recipe.stem)}",
         "",
         *([wanted["about"].strip(), ""] if "about" in wanted else []),
-        f"Written by `slim run {recipe.name}`, {minutes:.1f} minutes in all. "
+        f"{SIGNATURE} {recipe.name}`, {minutes:.1f} minutes in all. "
         "Test error of the last epoch; every choice was made on held-out training images.",
         "",
         *_table(steps),
         "",
         f"Measured on {environment['processor']}, {environment['cores']} cores, {environment['platform']}; {versions}.",
-        "Latency: onnxruntime, CPU, one thread, batch 1, dense and slim interleaved.",
+        *_latency_terms(steps),
         "",
     ]
     write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines)))
     return path
+
+
+def _latency_terms(steps: Sequence[JsonDict]) -> list[str]:
+    measured = [step["metrics"]["slim"]["latency_ms"] for step in steps if "latency_ms" in step["metrics"].get("slim", {})]
+    return [
+        f"Latency: onnxruntime, {ms['provider']}, {ms['threads']} thread(s), batch {ms['batch']}, dense and slim interleaved."
+        for ms in measured[:1]
+    ]
 
 
 def _table(steps: Sequence[JsonDict]) -> list[str]:

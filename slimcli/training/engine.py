@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +15,9 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from slimcli.errors import DivergedError, SettingsError
-from slimcli.progress import Progress
-from slimcli.records import Score
+from slimcli.progress import Phase, Progress
+from slimcli.records import Loader, Score
 from slimcli.settings import FitSettings
-
-
-class Loader(Protocol):
-    """What the engine reads: `epoch(n)` yields normalised images (B, C, H, W) and labels (B,)."""
-
-    @property
-    def samples(self) -> int:
-        """How many images an epoch has."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of epoch `index`."""
 
 
 @dataclass(frozen=True)
@@ -66,58 +53,67 @@ class Engine:
         phase: str,
         penalty: Penalty | None = None,
         after_epoch: Callable[[Epoch], None] | None = None,
+        schedule: str | None = None,
     ) -> None:
         """Train for `epochs` epochs under a learning-rate schedule of that length, with a new optimizer.
 
-        Raises `DivergedError` at the first look at a loss that is not finite. The model ends in eval mode.
+        Raises `DivergedError` at the first look at a loss that is not finite, or at weights that are not at an epoch's
+        end (before `after_epoch` could take them for good). The model ends in eval mode.
         """
         if epochs == 0:
             return
-        model.to(memory_format=torch.channels_last)  # a third faster on CPUs, faster on tensor cores
-        optimizer, scheduler = self._optimizer(model, epochs * len(train))
-        model.train()
-        with self.progress.phase(phase, epochs, len(train)) as bar:
+        with _training(model), self.progress.phase(phase, epochs, len(train)) as bar:
+            optimizer, scheduler = self._optimizer(model, epochs * len(train), schedule or self.settings.schedule)
+
+            def step(logits: Tensor, labels: Tensor) -> Tensor:
+                loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+                if penalty is not None:
+                    loss = loss + penalty(model)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                if self.settings.clip_norm:
+                    # Right after a removal a few steps have gradients that would throw the survivors away.
+                    nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
+                optimizer.step()
+                scheduler.step()
+                return loss.detach()
+
             for index in range(epochs):
                 started = time.perf_counter()
-                loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-                correct = torch.zeros((), dtype=torch.int64, device=self.device)
-                seen = 0
-                for step, (images, labels) in enumerate(train.epoch(self.epochs_done), start=1):
-                    images, labels = images.to(self.device), labels.to(self.device)
-                    logits = model(images)
-                    loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
-                    if penalty is not None:
-                        loss = loss + penalty(model)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    if self.settings.clip_norm:
-                        # Right after a removal a few steps have gradients that would throw the survivors away.
-                        nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
-                    optimizer.step()
-                    scheduler.step()
-                    seen += len(labels)
-                    loss_sum += loss.detach() * len(labels)
-                    correct += (logits.detach().argmax(1) == labels).sum()
-                    if step % READ_EVERY == 0 or step == len(train):
-                        mean = float(loss_sum) / seen
-                        if not math.isfinite(mean):
-                            model.eval()
-                            raise DivergedError(
-                                f"the loss is {mean} in epoch {index + 1} of {epochs} ({phase})",
-                                f"try a lower learning rate, for example --lr {self.settings.lr / 3:.2g}",
-                            )
-                        bar.step(mean, 100 * int(correct) / seen)
-                    else:
-                        bar.step(None, None)
+                where = f"epoch {index + 1} of {epochs} ({phase})"
+                loss, top1 = self._epoch(model, train, step, bar, where)
+                if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+                    raise self._diverged(f"the weights are not finite after {where}")
                 self.epochs_done += 1
                 if after_epoch is not None:
-                    seconds = time.perf_counter() - started
-                    after_epoch(Epoch(phase, index, float(loss_sum) / seen, 100 * int(correct) / seen, seconds))
-        # Back to the layout that a loaded network has: kernels differ in the last bits between layouts.
-        model.to(memory_format=torch.contiguous_format)
-        model.eval()
+                    after_epoch(Epoch(phase, index, loss, top1, time.perf_counter() - started))
 
-    def _optimizer(self, model: nn.Module, steps: int) -> tuple[Optimizer, LambdaLR]:
+    def _epoch(
+        self, model: nn.Module, train: Loader, step: Callable[[Tensor, Tensor], Tensor], bar: Phase, where: str
+    ) -> tuple[float, float]:
+        """One pass over the training images; mean loss and accuracy in percent."""
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        seen, mean, top1 = 0, 0.0, 0.0
+        for number, (images, labels) in enumerate(train.epoch(self.epochs_done), start=1):
+            images, labels = images.to(self.device), labels.to(self.device)
+            logits = model(images)
+            loss_sum += step(logits, labels) * len(labels)
+            correct += (logits.detach().argmax(1) == labels).sum()
+            seen += len(labels)
+            if number % READ_EVERY and number != len(train):
+                bar.step(None, None)
+                continue
+            mean, top1 = float(loss_sum) / seen, 100 * int(correct) / seen
+            if not math.isfinite(mean):
+                raise self._diverged(f"the loss is {mean} in {where}")
+            bar.step(mean, top1)
+        return mean, top1
+
+    def _diverged(self, message: str) -> DivergedError:
+        return DivergedError(message, f"try a lower learning rate, for example --lr {self.settings.lr / 3:.2g}")
+
+    def _optimizer(self, model: nn.Module, steps: int, schedule: str) -> tuple[Optimizer, LambdaLR]:
         s = self.settings
         # Weight decay pulls weights, not biases and batch norm's scales.
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -129,7 +125,7 @@ class Engine:
             nesterov=s.momentum > 0,
             fused=True,
         )
-        return optimizer, LambdaLR(optimizer, lambda step: lr_factor(s.schedule, step / steps))
+        return optimizer, LambdaLR(optimizer, lambda step: lr_factor(schedule, step / steps))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Loader) -> Score:
@@ -144,6 +140,21 @@ class Engine:
             correct += int((logits.argmax(1) == labels).sum())
             samples += len(labels)
         return Score(100 * correct / samples, float(loss) / samples, samples)
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Training mode in channels-last layout (a third faster on CPUs, faster on tensor cores); eval mode afterwards.
+
+    Also back in the layout that a loaded network has: kernels differ in the last bits between layouts.
+    """
+    model.to(memory_format=torch.channels_last)
+    model.train()
+    try:
+        yield
+    finally:
+        model.to(memory_format=torch.contiguous_format)
+        model.eval()
 
 
 def lr_factor(schedule: str, progress: float) -> float:

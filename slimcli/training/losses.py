@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -41,20 +42,25 @@ def exponential_tie(
 
 def _gaps(model: nn.Module, pairs: Sequence[TiedPair], norms: Norms) -> tuple[Tensor, Tensor]:
     """For each pair: the sum of its members' absolute norm differences, and half the sum of its norms (floored)."""
-    by_layer: dict[str, list[tuple[int, int, int]]] = {}
-    for index, pair in enumerate(pairs):
-        for layer, first, second in pair.members:
-            by_layer.setdefault(layer, []).append((index, first, second))
     reference = next(model.parameters())
     gaps = torch.zeros(len(pairs), dtype=torch.float64, device=reference.device)
     sizes = torch.zeros_like(gaps)
-    for layer, entries in by_layer.items():
-        index, first, second = torch.tensor(entries, device=reference.device).T
+    for layer, (index, first, second) in _by_layer(tuple(pairs), reference.device).items():
         values = norms(model.get_submodule(layer).weight)  # type: ignore[arg-type]
         gaps = gaps.index_add(0, index, (values[first] - values[second]).abs())
         floor = values.mean().clamp(min=1e-6) / 10
         sizes = sizes.index_add(0, index, ((values[first] + values[second]) / 2).clamp(min=floor))
     return gaps, sizes
+
+
+@lru_cache(maxsize=4)
+def _by_layer(pairs: tuple[TiedPair, ...], device: torch.device) -> dict[str, Tensor]:
+    """For each layer the rows (number of the pair, first channel, second channel); the same at every step of a phase."""
+    entries: dict[str, list[tuple[int, int, int]]] = {}
+    for index, pair in enumerate(pairs):
+        for layer, first, second in pair.members:
+            entries.setdefault(layer, []).append((index, first, second))
+    return {layer: torch.tensor(rows, device=device).T.contiguous() for layer, rows in entries.items()}
 
 
 PENALTIES: dict[str, Callable[[nn.Module, Sequence[TiedPair], Norms], Tensor]] = {"tie": tie, "exp": exponential_tie}

@@ -62,8 +62,8 @@ def test_digits_are_inside_the_package() -> None:
     assert (data.train.samples, data.held_out.samples, data.test.samples) == (5400, 600, 1000)
     labels = torch.cat([labels for _, labels in data.held_out.epoch(0)])
     assert labels.bincount().min() > 40
-    assert data.note
-    assert data.spec == {"name": "digits", "holdout": 0.1}
+    assert data.notes
+    assert data.spec == {"name": "digits", "holdout": 0.1, "augment": "shift:1"}
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
@@ -185,12 +185,12 @@ def test_a_checkpoints_held_out_set_is_opened_too(tmp_path: Path) -> None:
 def test_normalisation_is_the_users_then_the_checkpoints_then_the_data_sets(tmp_path: Path) -> None:
     spec = npz(tmp_path / "d.npz")
     given = opened(data=spec, mean=(0.5,), std=(0.2,), normalisation=((0.1,), (0.3,)))
-    assert (given.mean, given.std, given.note) == ((0.5,), (0.2,), "")
+    assert (given.mean, given.std, given.notes) == ((0.5,), (0.2,), ())
     recorded = opened(data=spec, normalisation=((0.1,), (0.3,)))
-    assert (recorded.mean, recorded.std, recorded.note) == ((0.1,), (0.3,), "")
+    assert (recorded.mean, recorded.std, recorded.notes) == ((0.1,), (0.3,), ())
     assert (opened().mean, opened().std) == (KNOWN["digits"].mean, KNOWN["digits"].std)
     measured = opened(data=spec)
-    assert "--mean" in measured.note
+    assert "--mean" in measured.notes[0]
     pixels = torch.cat([images for images, _ in opened(data=spec, augment="none").train.epoch(0)])
     assert abs(pixels.mean()) < 0.1
     assert abs(pixels.std() - 1) < 0.1

@@ -12,16 +12,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 import slimcli
 from slimcli.cli.main import main
-from slimcli.errors import DivergedError, RunDirError, SettingsError
+from slimcli.errors import DataError, DivergedError, RunDirError, SettingsError
 from slimcli.networks.cost import count
 from slimcli.pipeline import job
 from slimcli.pipeline.recipe import run_recipe
+from slimcli.pipeline.train import train
 from slimcli.progress import Progress
 from slimcli.rundir import RunDir
-from slimcli.settings import PruneSettings
+from slimcli.settings import PruneSettings, TrainSettings
+from slimcli.training.engine import Engine
 
 QUICK: dict[str, Any] = {
     "train_samples": 500,
@@ -258,3 +261,82 @@ def test_a_bad_recipe_is_refused_before_anything_runs(tmp_path: Path, text: str,
 
 def test_metrics_are_json_that_can_be_read_back(run: RunDir) -> None:
     assert json.loads(run.metrics.read_text()) == run.read_metrics()
+
+
+def test_a_last_retraining_that_ruins_the_network_is_taken_back(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Engine.fit
+
+    def ruinous(self: Engine, model: nn.Module, train: Any, epochs: int, phase: str, *rest: Any) -> None:
+        fit(self, model, train, epochs, phase, *rest)
+        if phase == "final":
+            with torch.no_grad():
+                model.get_submodule("fc2").weight.zero_()  # type: ignore[union-attr, operator]
+
+    monkeypatch.setattr(Engine, "fit", ruinous)
+    settings = PruneSettings(model=str(tiny_checkpoint), iterations=1, deploy=False, **{**QUICK, "max_drop": 30.0})
+    result = job.run(settings, tmp_path / "run")
+    assert "taken back" in result.metrics["reason"]
+    assert result.metrics["held_out"]["slim"]["top1"] > result.metrics["held_out"]["dense"]["top1"] - 30
+    assert slimcli.load(tmp_path / "run" / "model.pt").get_submodule("fc2").weight.abs().sum() > 0  # type: ignore[union-attr, operator]
+
+
+def test_a_budget_that_is_met_already_needs_no_removal(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = job.run(PruneSettings(model=str(tiny_checkpoint), macs=1.0, deploy=False, **QUICK), tmp_path / "run")
+    assert (result.shortfall, result.metrics["iterations"]) == ("", [])
+
+
+def test_iterations_cap_a_budget_in_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = job.run(PruneSettings(model=str(tiny_checkpoint), macs=0.1, iterations=1, deploy=False, **QUICK), tmp_path / "run")
+    assert len(result.metrics["iterations"]) == 1
+    assert "budget was not reached" in result.shortfall
+
+
+def test_overwriting_never_takes_what_the_run_starts_from(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    first = job.run(PruneSettings(model=str(tiny_checkpoint), iterations=1, deploy=False, **QUICK), tmp_path / "run").folder
+    with pytest.raises(RunDirError, match="lies in"):
+        job.run(PruneSettings(model=str(first.model), iterations=1, **QUICK), first.path, overwrite=True)
+    assert slimcli.load(first.model) is not None
+    (first.path / "recipe.toml").rename(tmp_path / "recipe.toml")
+    (tmp_path / "state").mkdir()
+    with pytest.raises(RunDirError, match="no run"):  # a folder with a recipe alone is no run
+        job.run(PruneSettings(model="models/lenet5-digits.pt", **QUICK), tmp_path, overwrite=True)
+
+
+def test_the_recipe_of_a_run_means_the_same_from_another_folder(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    images, labels = generator.integers(0, 256, (60, 28, 28), dtype=np.uint8), np.arange(60) % 10
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    monkeypatch.chdir(tmp_path)
+    settings = PruneSettings(model=str(tiny_checkpoint), data="npz:d.npz", iterations=1, deploy=False, **QUICK)
+    first = job.run(settings, Path("run"))
+    assert any("share images" in note for note in first.metrics["notes"])
+    recipe = (tmp_path / "run" / "recipe.toml").resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    second = run_recipe(recipe, Path("again"))
+    assert second.steps[0]["metrics"]["slim"] == first.metrics["slim"]
+
+
+def test_a_card_replaces_nothing_but_a_card(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    for name in ("notes.md", "../up.md", "/tmp/abs.md", "card.txt"):
+        (tmp_path / "r.toml").write_text(f"[train]\narch = 'lenet5'\n[card]\nfile = '{name}'")
+        with pytest.raises(SettingsError, match="card"):
+            run_recipe(tmp_path / "r.toml", tmp_path / "out")
+    assert (tmp_path / "notes.md").read_text() == "mine"
+
+
+def test_a_network_that_cannot_take_the_data_leaves_no_run(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def five():\n    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 5))\n"
+        "def colour():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))\n"
+    )
+    for name, words in (("five", "10 classes"), ("colour", "cannot take images")):
+        with pytest.raises(DataError, match=words):
+            train(TrainSettings(arch=f"{tmp_path / 'net.py'}:{name}"), RunDir(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

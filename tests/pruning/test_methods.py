@@ -9,7 +9,9 @@ import pytest
 
 from slimcli.errors import SettingsError
 from slimcli.pruning.methods import CRITERIA_NAMES, METHODS, resolve
+from slimcli.pruning.rankings import CRITERIA
 from slimcli.settings import PENALTIES, PruneSettings
+from slimcli.training import losses
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -72,3 +74,8 @@ def test_the_penalties_that_may_be_named_are_the_penalties_there_are() -> None:
 def test_listing_the_methods_loads_no_torch() -> None:
     code = "import sys; from slimcli.pruning.methods import METHODS; assert METHODS; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_the_names_that_are_listed_are_those_that_exist() -> None:
+    assert set(CRITERIA_NAMES) == set(CRITERIA)
+    assert set(PENALTIES) == {*losses.PENALTIES, "none"}
