@@ -24,9 +24,7 @@ def evaluate(
     debug: o.Debug = False,
 ) -> None:
     """Top-1 accuracy and loss on the test split; an ONNX file runs in onnxruntime."""
-    settings = DataSettings(
-        data=data, data_root=data_root, mean=o.numbers(mean, "--mean", float), std=o.numbers(std, "--std", float)
-    )
+    settings = o.settings(DataSettings, locals())
     from slimcli.pipeline import evaluate as pipeline
 
     if Path(model).suffix == ".onnx":

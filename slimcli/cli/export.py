@@ -38,9 +38,7 @@ def export(
     target = out or Path(model).with_suffix(".onnx")
     if target.exists() and not overwrite:
         raise SettingsError(f"{target} exists", "name another file with -o, or pass --overwrite")
-    settings = DataSettings(
-        data=data, data_root=data_root, mean=o.numbers(mean, "--mean", float), std=o.numbers(std, "--std", float)
-    )
+    settings = o.settings(DataSettings, locals())
     from slimcli.networks import checkpoint
     from slimcli.pipeline.deploy import export_checkpoint
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from slimcli.errors import SettingsError
+from slimcli.settings import DataSettings
 
+S = TypeVar("S", bound=DataSettings)
 _WHERE, _DATA, _TRAIN, _BUDGET, _PARTS = "Output", "Data", "Training", "Budget", "Parts of the method"
 
 
@@ -30,6 +34,17 @@ def shape(text: str | None) -> tuple[int, int, int] | None:
     if len(sides) != 3 or min(sides) < 1:
         raise SettingsError(f"--input-shape {text!r} is no image shape", "give channels, height, width: 3,32,32")
     return sides[0], sides[1], sides[2]
+
+
+def settings(kind: type[S], flags: Mapping[str, Any]) -> S:
+    """The settings in a command's own arguments (its `locals()`): each flag is named as its setting is."""
+    chosen = {field.name: flags[field.name] for field in fields(kind) if field.name in flags}
+    for name, number in (("mean", float), ("std", float), ("widths", int)):
+        if name in chosen:
+            chosen[name] = numbers(chosen[name], f"--{name}", number)
+    if chosen.get("history"):
+        chosen["history"] = tuple(chosen["history"])
+    return kind(**chosen)
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A slimcli checkpoint, or any PyTorch checkpoint with --arch.")]

@@ -68,50 +68,7 @@ def prune(
 
     The run folder gets model.pt (the slim network), model.onnx, metrics.json, report.html, journal.jsonl, recipe.toml.
     """
-    settings = PruneSettings(
-        model=model,
-        method=method,
-        arch=arch,
-        history=tuple(history) if history else None,
-        trust_pickle=trust_pickle,
-        macs=macs,
-        params=params,
-        widths=o.numbers(widths, "--widths", int),
-        iterations=iterations,
-        max_drop=max_drop,
-        criterion=criterion,
-        penalty=penalty,
-        amount=amount,
-        granularity=granularity,
-        stop=stop,
-        lambda_=lambda_,
-        norm=norm,
-        distance=distance,
-        window=window,
-        linear=linear,
-        observe_epochs=observe_epochs,
-        tie_epochs=tie_epochs,
-        epochs=epochs,
-        final_epochs=final_epochs,
-        deploy=deploy,
-        data=data,
-        data_root=data_root,
-        mean=o.numbers(mean, "--mean", float),
-        std=o.numbers(std, "--std", float),
-        holdout=holdout,
-        val_data=val_data,
-        train_samples=train_samples,
-        augment=augment,
-        batch_size=batch_size,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        clip_norm=clip_norm,
-        schedule=schedule,
-        seed=seed,
-        device=device,
-    )
+    settings = o.settings(PruneSettings, locals())
     from slimcli.cli import tables, terminal
     from slimcli.pipeline import job
 

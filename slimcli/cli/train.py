@@ -44,28 +44,7 @@ def train(
 
     The run folder gets model.pt (weights, history, preprocessing, data), journal.jsonl, metrics.json and recipe.toml.
     """
-    settings = TrainSettings(
-        arch=arch,
-        epochs=epochs,
-        data=data,
-        data_root=data_root,
-        mean=o.numbers(mean, "--mean", float),
-        std=o.numbers(std, "--std", float),
-        holdout=holdout,
-        val_data=val_data,
-        train_samples=train_samples,
-        augment=augment,
-        batch_size=batch_size,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        clip_norm=clip_norm,
-        schedule=schedule,
-        seed=seed,
-        device=device,
-        norm=norm,
-    )
+    settings = o.settings(TrainSettings, locals())
     folder = RunDir(out or default_path(arch, "train"))
     from slimcli.cli import terminal
     from slimcli.pipeline.train import train as run

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from slimcli.cli import prune, train
 from slimcli.cli.main import main
+from slimcli.settings import PruneSettings, TrainSettings
 
 Slim = Callable[..., tuple[int, str, str]]
 
@@ -150,3 +155,14 @@ def test_a_signal_ends_a_real_run_cleanly(
     assert "Traceback" not in rest
     torch.load(tmp_path / "run" / "state" / "last.pt", weights_only=True)
     assert not (tmp_path / "run" / "model.pt").exists()
+
+
+@pytest.mark.parametrize(("command", "kind"), [(prune.prune, PruneSettings), (train.train, TrainSettings)])
+def test_every_setting_is_a_flag_with_the_same_default(
+    command: Callable[..., Any], kind: type[PruneSettings] | type[TrainSettings]
+) -> None:
+    flags = inspect.signature(command).parameters
+    for setting in dataclasses.fields(kind):
+        assert setting.name in flags
+        if setting.name not in ("model", "arch"):
+            assert flags[setting.name].default == setting.default, setting.name
