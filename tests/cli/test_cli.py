@@ -142,7 +142,13 @@ def test_doctor_finds_this_environment_sound(slim: Slim) -> None:
 def test_a_signal_ends_a_real_run_cleanly(
     tiny_checkpoint: Path, tmp_path: Path, signal_number: signal.Signals, code: int
 ) -> None:
-    command = [sys.executable, "-m", "slimcli", "prune", str(tiny_checkpoint), "-o", "run", "--epochs", "1", "--max-drop", "100"]
+    arguments = ["prune", str(tiny_checkpoint), "-o", "run", "--epochs", "1", "--max-drop", "100"]
+    # A test run in the background of a shell inherits an ignored SIGINT: give the command the one of a terminal.
+    code_of_command = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"from slimcli.cli.main import main\nmain({arguments!r})"
+    )
+    command = [sys.executable, "-c", code_of_command]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
