@@ -57,6 +57,6 @@ def export(
         )
     else:
         console.echo(
-            f"{done.path}: {done.file_bytes:,} bytes, opset {done.opset}, "
+            f"{done.path}: {done.file_bytes:,} bytes, images {tuple(done.input_shape)}, opset {done.opset}, "
             f"max abs error against torch {done.max_error:.2e} on {done.samples} {images} images"
         )

@@ -70,4 +70,4 @@ class _Line:
 
     def summary(self) -> str:
         loss, accuracy = self._last
-        return f"{self._name}: {self._epochs} epoch(s), loss {loss:.3f}, top-1 {accuracy:.1f} %, {self.seconds:.1f} s"
+        return f"{self._name}: {self._epochs} epoch(s), loss {loss:.3f}, training top-1 {accuracy:.1f} %, {self.seconds:.1f} s"

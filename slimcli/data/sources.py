@@ -53,6 +53,10 @@ def open_data(
     known_holdout = recorded.get("holdout") if same else None
     holdout = settings.holdout or known_holdout or 0.1
     val_data = settings.val_data or (recorded.get("val_data") if same else None)
+    if val_data is not None and absolute(val_data) == spec:
+        raise DataError(
+            f"--val-data {val_data} is the data set itself: its test images would make the choices", "name another data set"
+        )
     if ".py:" in spec and settings.data is None:
         raise DataError(
             f"the checkpoint was made with data from code ({spec}), which a file alone may not start",
@@ -95,11 +99,6 @@ def open_data(
         notes.append(
             f"--holdout {settings.holdout:g} is not the {known_holdout:g} that training left out: "
             "some of the images held out now were trained on"
-        )
-    elif recorded and not same and settings.val_data is None:
-        notes.append(
-            f"the network was trained on {recorded.get('name')}, not on {spec}: if they share images, some of those held out "
-            "were trained on; give images it never saw with --val-data"
         )
 
     def loader(images: Tensor, labels: Tensor) -> ImageLoader:

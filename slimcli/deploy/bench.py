@@ -50,6 +50,9 @@ def bench(
     """
     sessions = [_session(Path(path), threads, provider) for path in paths]
     generator = np.random.default_rng(seed)
+    shapes = {str(session.get_inputs()[0].shape[1:]) for session in sessions}
+    if len(shapes) > 1:
+        raise InputError(f"the models take different inputs: {', '.join(sorted(shapes))}", "compare models of one input shape")
     feeds = [_feed(session, batch, generator) for session in sessions]
     _warm_up(sessions, feeds)
     times = np.empty((runs, len(sessions)))

@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Export:
     max_error: float
     samples: int
     opset: int
+    input_shape: tuple[int, ...]
 
 
 def export_onnx(
@@ -71,7 +72,7 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, write)
     done = result[0]
-    return Export(path, path.stat().st_size, done.max_error, done.samples, done.opset)
+    return replace(done, path=path, file_bytes=path.stat().st_size)
 
 
 def _exported(network: nn.Module, images: Tensor) -> onnx.ModelProto:
@@ -139,7 +140,7 @@ def _checked(network: nn.Module, path: Path, images: Tensor, tolerance: float) -
             "raise --tolerance if that is acceptable",
         )
     opset = next(entry.version for entry in loaded.opset_import if entry.domain == "")
-    return Export(path, path.stat().st_size, worst, len(images), opset)
+    return Export(path, path.stat().st_size, worst, len(images), opset, tuple(images.shape[1:]))
 
 
 def _check_shapes(network: nn.Module, loaded: onnx.ModelProto, images: Tensor) -> None:

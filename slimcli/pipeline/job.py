@@ -56,6 +56,11 @@ def prepare(settings: PruneSettings) -> Prepared:
             "this checkpoint was trained elsewhere, perhaps on the images held out here: held-out accuracy, and every choice "
             "made on it, may be too bright; give images it never saw with --val-data"
         )
+    elif loaded.data.get("name") != subject.data.name and settings.val_data is None:
+        notes.append(
+            f"the network was trained on {loaded.data.get('name')}, not on {subject.data.name}: if they share images, some of "
+            "those held out were trained on; give images it never saw with --val-data"
+        )
     if history.epochs == 0 and settings.criterion == "history":
         notes.append(
             f"no norm history: {settings.observe_epochs} epochs are observed first (--observe-epochs, or --history FILES)"

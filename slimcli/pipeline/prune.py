@@ -90,7 +90,7 @@ def prune(
     while not reason:
         counts = plan.counts(network)
         if budget.met(network, len(iterations)) or not any(counts.values()):
-            reason = "the budget is met" if budget.met(network, len(iterations)) else "no group can lose another channel"
+            reason = budget.ending(network, len(iterations))
             break
         started, before = time.perf_counter(), copy.deepcopy(network)
         index = len(iterations) + 1
@@ -193,6 +193,12 @@ class Budget:
         if any((s.macs, s.params, s.widths)):
             return self._small_enough(network)
         return s.iterations is None or iterations >= s.iterations
+
+    def ending(self, network: Network, iterations: int) -> str:
+        """Why the loop ends here, for the report."""
+        if not self.met(network, iterations):
+            return "no group can lose another channel"
+        return "the budget is met" if self.satisfied(network, iterations) else "the iterations are used up"
 
     def _small_enough(self, network: Network) -> bool:
         s = self._settings

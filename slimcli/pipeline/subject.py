@@ -31,6 +31,8 @@ def open_subject(
 
     Raises `CheckpointError`, `ArchError` or `DataError`.
     """
+    if loaded.foreign and settings.data is None:
+        raise DataError(f"{loaded.path} does not say what data its network is for", "name it with --data")
     normalisation = (loaded.mean, loaded.std) if loaded.mean is not None and loaded.std is not None else None
     where = pick_device(device)
     data = open_data(settings, loaded.data, batch_size=batch_size, seed=seed, device=str(where), normalisation=normalisation)

@@ -9,7 +9,7 @@ from torch import nn
 from slimcli.data.loaders import Data
 from slimcli.data.sources import absolute, open_data
 from slimcli.environment import environment
-from slimcli.errors import DivergedError
+from slimcli.errors import DivergedError, Terminated
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import count
@@ -76,6 +76,10 @@ def _carry_out(settings: TrainSettings, run: RunDir, engine: Engine, data: Data,
         engine.fit(model, data.train, settings.epochs, "train", after_epoch=after_epoch)
     except DivergedError as error:
         raise _with_last_good(error, run) from error
+    except (KeyboardInterrupt, Terminated):
+        if run.last_good.exists():
+            engine.progress.say(f"the last good network is {run.last_good}")
+        raise
     held_out, test = engine.evaluate(model, data.held_out), engine.evaluate(model, data.test)
     measured = {"top1": test.top1, "loss": test.loss, "macs": cost.macs, "params": cost.params}
     checkpoint.save(run.model, snapshot(measured))

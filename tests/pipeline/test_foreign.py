@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings
 
 QUICK: dict[str, Any] = {
+    "data": "digits",
     "train_samples": 300,
     "epochs": 1,
     "final_epochs": 0,
@@ -51,9 +53,14 @@ def test_a_foreign_checkpoint_is_observed_first(foreign: Path, tmp_path: Path) -
 
 
 def test_a_validation_set_of_the_user_silences_the_warning(foreign: Path, tmp_path: Path) -> None:
-    prepared = job.prepare(PruneSettings(model=str(foreign), arch="lenet5", val_data="digits", **QUICK))
+    with pytest.raises(DataError, match="the data set itself"):
+        job.prepare(PruneSettings(model=str(foreign), arch="lenet5", val_data="digits", **QUICK))
+    images, labels = np.zeros((20, 28, 28), np.uint8), np.arange(20) % 10
+    np.savez(tmp_path / "mine.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    val_data = f"npz:{tmp_path / 'mine.npz'}"
+    prepared = job.prepare(PruneSettings(model=str(foreign), arch="lenet5", val_data=val_data, **QUICK))
     assert not any("trained elsewhere" in note for note in prepared.notes)
-    assert prepared.subject.data.held_out.samples == 1000  # the test part of the set that was named
+    assert prepared.subject.data.held_out.samples == 20  # the test part of the set that was named
 
 
 def test_the_history_of_epoch_checkpoints_equals_the_recorded_one(foreign: Path, tmp_path: Path) -> None:
@@ -86,7 +93,7 @@ def test_data_that_does_not_fit_the_network_is_refused(foreign: Path, tmp_path: 
     state = build("resnet20-cifar", 10, (3, 32, 32)).state_dict()
     torch.save(state, tmp_path / "resnet.pt")
     with pytest.raises(DataError, match="3 channel"):
-        job.prepare(PruneSettings(model=str(tmp_path / "resnet.pt"), arch="resnet20-cifar", data="digits", **QUICK))
+        job.prepare(PruneSettings(model=str(tmp_path / "resnet.pt"), arch="resnet20-cifar", **QUICK))
     torch.save(build("lenet5", 7, (1, 28, 28)).state_dict(), tmp_path / "seven.pt")
     with pytest.raises(DataError, match="7 classes"):
         job.prepare(PruneSettings(model=str(tmp_path / "seven.pt"), arch="lenet5", **QUICK))
@@ -108,7 +115,7 @@ def test_data_code_named_by_a_file_does_not_run(tiny_checkpoint: Path, tmp_path:
     content["data"] = {"name": f"{tmp_path / 'data.py'}:loaders"}
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(DataError, match="may not start"):
-        job.prepare(PruneSettings(model=str(tmp_path / "model.pt"), **QUICK))
+        job.prepare(PruneSettings(model=str(tmp_path / "model.pt"), **{**QUICK, "data": None}))
     assert not marker.exists()
 
 
