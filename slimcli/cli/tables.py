@@ -76,10 +76,9 @@ def comparison(paths: list[str], metrics: list[JsonDict]) -> Table:
 
 def anatomy(network: JsonDict) -> list[Table]:
     """The tables of `slim inspect`."""
-    layers = Table(
-        title=f"{network['arch']}, images {tuple(network['input_shape'])}: {network['macs']:,} MACs, {network['params']:,} parameters",
-        title_justify="left",
-    )
+    images = " x ".join(map(str, network["input_shape"]))
+    title = f"{network['arch']}, images {images}: {network['macs']:,} MACs, {network['params']:,} parameters"
+    layers = Table(title=title, title_justify="left")
     for column in ("layer", "type", "filters", "MACs", "share", "parameters"):
         layers.add_column(column, justify="left" if column in ("layer", "type") else "right")
     for layer in network["layers"]:
