@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from slimcli.data.sources import open_data
+from slimcli.errors import DivergedError
 from slimcli.networks import checkpoint
-from slimcli.pipeline import prune as loop
+from slimcli.pipeline.prune import Loop, start
 from slimcli.pipeline.subject import check_takes
 from slimcli.pruning import methods
 from slimcli.pruning.history import NormHistory
@@ -56,7 +57,10 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
     if history is not None:
         known.check_fits(network)
     resolved = replace(resolved, arch=type(model).__name__)
-    outcome = loop.prune(*loop.start(network, data, known, resolved), data, resolved, engine)
+    engine.launch()
+    outcome = Loop(*start(network, data, known, resolved), network, data, resolved, engine).run()
+    if outcome.diverged:
+        raise DivergedError(outcome.diverged, "try a lower learning rate")
     return Pruned(
         outcome.network.model,
         engine.evaluate(outcome.network.model, data.test),

@@ -6,10 +6,13 @@ SlimError
 │   ├── ArchError             a network that cannot be named, built or pruned
 │   ├── DataError             a data set that cannot be found, read or held
 │   ├── SettingsError         a setting outside its range, or two that contradict each other
-│   └── RunDirError           a run folder that is taken, in use or incomplete
+│   └── RunDirError           a run folder that is taken, in use, incomplete or damaged
 └── FellShortError        1   the work ran, but its result is not what was asked for
     ├── ParityError           a file that computes something else than the network it came from
-    └── DivergedError         the loss is not finite
+    ├── DivergedError         the loss is not finite
+    ├── StorageError          the disk is full or broken
+    ├── MemoryShortError      the network and its batches do not fit into memory
+    └── PeerError             another process of the run has stopped, or has another network
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class SettingsError(InputError):
 
 
 class RunDirError(InputError):
-    """A run folder that is taken, in use or incomplete."""
+    """A run folder that is taken, in use, incomplete or damaged."""
 
 
 class FellShortError(SlimError):
@@ -65,6 +68,18 @@ class ParityError(FellShortError):
 
 class DivergedError(FellShortError):
     """The training loss is not finite."""
+
+
+class StorageError(FellShortError):
+    """A file of the run cannot be written: the disk is full or broken. What was written before is whole."""
+
+
+class MemoryShortError(FellShortError):
+    """The network and its batches do not fit into memory."""
+
+
+class PeerError(FellShortError):
+    """Another process of the run has stopped, or does not have the same network."""
 
 
 class Terminated(BaseException):

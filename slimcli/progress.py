@@ -24,8 +24,8 @@ class Progress:
         """Something that the user should know before trusting the result."""
 
     @contextmanager
-    def phase(self, name: str, epochs: int, batches: int) -> Iterator[Phase]:
-        """A stretch of training of `epochs` x `batches` steps."""
+    def phase(self, name: str, epochs: int, batches: int, done: int = 0) -> Iterator[Phase]:
+        """A stretch of training of `epochs` x `batches` steps, of which `done` epochs lie behind."""
         yield _SilentPhase()
 
 

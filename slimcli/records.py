@@ -127,6 +127,9 @@ class Loader(Protocol):
 
     def __len__(self) -> int: ...
 
+    def shard(self, rank: int, world: int) -> Loader:
+        """The part of every batch that process `rank` of `world` takes; as many batches, some may be empty in evaluation."""
+
     def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `index`: normalised images (B, C, H, W) and labels (B,)."""
 

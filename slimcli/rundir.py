@@ -1,4 +1,4 @@
-"""Every path of a run folder, and how files are written into one: whole or not at all."""
+"""Every path of a run folder, its lock, its journal and its state."""
 
 from __future__ import annotations
 
@@ -8,27 +8,18 @@ import itertools
 import json
 import os
 import shutil
+import time
 import tomllib
-from collections.abc import Callable
+import zipfile
 from pathlib import Path
 from typing import IO, Any, Self
 
 import tomli_w
 
+from slimcli import disk
+from slimcli.disk import write_atomically
 from slimcli.errors import RunDirError
 from slimcli.records import JsonDict
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it: `path` is old or new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def free_path(path: Path) -> Path:
@@ -58,7 +49,10 @@ class RunDir:
         self.metrics = self.path / "metrics.json"
         self.report = self.path / "report.html"
         self.last_good = self.state / "last.pt"
-        self._lock: IO[str] | None = None
+        self.previous = self.state / "previous.pt"
+        self.dense = self.state / "dense.pt"
+        self._lock: IO[bytes] | None = None
+        self._last_is_damaged = False
 
     def check_free(self, overwrite: bool = False) -> None:
         """Raise `RunDirError` unless a new run may be written here: nothing there, or a run that may be overwritten."""
@@ -70,7 +64,7 @@ class RunDir:
             return
         if not self.path.is_dir():
             raise RunDirError(f"{self.path} is a file, not a folder for a run", "name another folder with -o")
-        if not any(self.path.iterdir()):
+        if not self._holds_anything():
             return
         if not (self.recipe.exists() and self.journal.exists()):
             raise RunDirError(f"{self.path} holds files that are no run", "name another folder with -o; it is left as it is")
@@ -88,7 +82,8 @@ class RunDir:
     def create(self, recipe: JsonDict, overwrite: bool = False) -> Self:
         """Make the folder, take its lock, drop an overwritten run's files and write `recipe.toml`.
 
-        The lock is held until the `with` block around the run ends.
+        The lock is held until the `with` block around the run ends. A folder without a recipe holds no run: it is
+        written last, so that a folder that could not be finished is free again (and an old recipe stays until then).
         """
         self.check_free(overwrite)
         try:
@@ -96,51 +91,112 @@ class RunDir:
         except OSError as error:
             raise self._impossible(error) from error
         self._take_lock()
-        for old in (self.journal, self.model, self.onnx, self.dense_onnx, self.metrics, self.report):
+        for old in (self.model, self.onnx, self.dense_onnx, self.metrics, self.report):
             old.unlink(missing_ok=True)
         shutil.rmtree(self.state, ignore_errors=True)
+        disk.remove_leftovers(self.path)
         self.state.mkdir()
-        write_atomically(self.recipe, lambda path: path.write_text(tomli_w.dumps(recipe)))
-        self.journal.touch()
+        self.journal.open("wb").close()
+        write_atomically(self.recipe, tomli_w.dumps(recipe).encode())
         return self
+
+    def reopen(self) -> Self:
+        """Take the lock of a run that goes on; `RunDirError` where there is no run, or another process has it."""
+        self._existing(self.recipe)
+        self._existing(self.journal)
+        self._take_lock()
+        disk.remove_leftovers(self.path)
+        self.state.mkdir(exist_ok=True)
+        disk.remove_leftovers(self.state)
+        return self
+
+    def _holds_anything(self) -> bool:
+        """Whether there is more than what `create` leaves behind where it cannot even write the recipe."""
+        if self.recipe.exists():
+            return True
+        scaffold = {self.path / ".lock", self.state, self.journal, *self.path.glob(".recipe.toml.*.tmp")}
+        if set(self.path.iterdir()) - scaffold or (self.state.exists() and any(self.state.iterdir())):
+            return True
+        return self.journal.exists() and self.journal.stat().st_size > 0
 
     def _impossible(self, error: OSError) -> RunDirError:
         return RunDirError(f"{self.path} cannot be made: {error.strerror}", "name another folder with -o")
 
     def _take_lock(self) -> None:
-        self._lock = (self.path / ".lock").open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
-            self._lock.close()
-            self._lock = None
-            raise RunDirError(
-                f"{self.path} is in use by process {owner}", "wait for it, or name another folder with -o"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
+        lock = (self.path / ".lock").open("ab+", buffering=0)
+        free = _locked(lock)
+        if not free:
+            time.sleep(0.05)  # `slim watch` looks at the lock for a moment
+            free = _locked(lock)
+        if not free:
+            lock.seek(0)
+            owner = lock.read().decode().strip() or "unknown"
+            lock.close()
+            raise RunDirError(f"{self.path} is in use by process {owner}", "wait for it, or name another folder with -o")
+        self._lock = lock
+        lock.truncate(0)
+        with disk.faults_named(self.path / ".lock"):
+            disk.disk.write(lock, str(os.getpid()).encode())
 
     def append(self, event: str, **fields: Any) -> None:
         """One line at the end of the journal."""
-        with self.journal.open("ab+") as file:
+        line = (json.dumps({"event": event, **fields}) + "\n").encode()
+        with disk.faults_named(self.journal, len(line)), self.journal.open("ab+", buffering=0) as file:
             if file.tell() and file.seek(-1, os.SEEK_END) and file.read() != b"\n":
-                file.write(b"\n")  # a line that was cut off stays alone
-            file.write((json.dumps({"event": event, **fields}) + "\n").encode())
+                line = b"\n" + line  # a line that was cut off stays alone
+            disk.disk.write(file, line)
+
+    def journal_size(self) -> int:
+        """How many bytes the journal has: a saved state belongs to the journal up to here."""
+        return self.journal.stat().st_size
+
+    def cut_journal(self, size: int) -> None:
+        """Forget what was noted after a state was saved: it will happen again."""
+        with disk.faults_named(self.journal), self.journal.open("ab") as file:
+            file.truncate(min(size, self.journal_size()))
+
+    def save_state(self, data: bytes) -> None:
+        """Make this the newest state and keep the one before; the journal reaches the disk first."""
+        with disk.faults_named(self.journal), self.journal.open("ab", buffering=0) as journal:
+            disk.disk.sync(journal.fileno())
+        write_atomically(self.last_good, data, lambda temporary: self._step_back())
+        self._last_is_damaged = False
+
+    def _step_back(self) -> None:
+        if self.last_good.exists() and not self._last_is_damaged:  # a damaged one never takes the place of a good one
+            with disk.faults_named(self.previous):
+                disk.disk.rename(self.last_good, self.previous)
+
+    def read_state(self) -> tuple[bytes | None, str]:
+        """The newest undamaged state, and a remark where that is not the last one; None where none was saved yet.
+
+        Raises `RunDirError` where there are states and all are damaged.
+        """
+        states = [path for path in (self.last_good, self.previous) if path.exists()]
+        for path in states:
+            data = path.read_bytes()
+            if _is_intact(path):
+                self._last_is_damaged = path == self.previous and self.last_good in states
+                remark = f"{self.last_good} is damaged; going on from the state before it"
+                return data, remark if self._last_is_damaged else ""
+        if states:
+            raise RunDirError(
+                f"{' and '.join(map(str, states))} {'are' if len(states) > 1 else 'is'} damaged: nothing to go on from",
+                f"start again from the recipe: slim run {self.recipe} -o ANOTHER_FOLDER",
+            )
+        return None, ""
 
     def read_journal(self) -> list[JsonDict]:
         """The journal's lines; lines that were cut off are left out."""
         events = []
-        for line in self._existing(self.journal).read_text().splitlines():
+        for line in self._existing(self.journal).read_text(errors="replace").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 events.append(json.loads(line))
         return events
 
     def write_metrics(self, metrics: JsonDict) -> None:
         """Replace `metrics.json`."""
-        write_atomically(self.metrics, lambda path: path.write_text(json.dumps(metrics, indent=1) + "\n"))
+        write_atomically(self.metrics, (json.dumps(metrics, indent=1) + "\n").encode())
 
     def read_metrics(self) -> JsonDict:
         """What `metrics.json` holds; `RunDirError` where there is none."""
@@ -160,5 +216,24 @@ class RunDir:
         if not self.path.is_dir():
             raise RunDirError(f"there is no run folder {self.path}", "name a folder that `slim train` or `slim prune` wrote")
         if not path.exists():
-            raise RunDirError(f"{self.path} has no {path.name}", "the run did not get that far, or this is no run folder")
+            raise RunDirError(
+                f"{self.path} has no {path.name}", "the run did not get that far (start it again), or this is no run"
+            )
         return path
+
+
+def _locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether every record of a saved state has the checksum that it was written with (torch.load does not look)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+        return False

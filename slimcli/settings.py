@@ -21,6 +21,9 @@ PENALTIES = ("tie", "exp", "none")
 STOPS = ("epochs",)
 GRANULARITIES = ("filter",)
 DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "32", "bf16")
+MAY_CHANGE = ("device", "devices", "precision", "compile", "workers", "batch_size", "data_root", "deploy")
+"""What a run that goes on may be told anew: how and where it computes, not what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,7 @@ class DataSettings(_Settings):
     val_data: str | None = None
     train_samples: int | None = None
     augment: str = "auto"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if self.holdout is not None:
@@ -101,6 +105,8 @@ class DataSettings(_Settings):
             raise SettingsError(f"--std {self.std} has a value that is not above 0", "give one positive number per channel")
         if self.train_samples is not None:
             _at_least("--train-samples", self.train_samples, 1)
+        if self.workers is not None:
+            _at_least("--workers", self.workers, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +122,9 @@ class FitSettings(_Settings):
     schedule: str = "onecycle"
     seed: int = 0
     device: str = "auto"
+    devices: int = 1
+    precision: str = "auto"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _at_least("--batch-size", self.batch_size, 1)
@@ -126,6 +135,8 @@ class FitSettings(_Settings):
         _within("--label-smoothing", self.label_smoothing, 0.0, 1.0)
         _one_of("--schedule", self.schedule, SCHEDULES)
         _one_of("--device", self.device, DEVICES)
+        _at_least("--devices", self.devices, 1)
+        _one_of("--precision", self.precision, PRECISIONS)
         if not 0 <= self.seed < 2**63:
             raise SettingsError(f"--seed {self.seed} is out of range", "give a number from 0 and below 2**63")
 

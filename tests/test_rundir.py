@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from slimcli.errors import RunDirError
-from slimcli.rundir import RunDir, free_path, write_atomically
+from slimcli.errors import RunDirError, StorageError
+from slimcli.rundir import RunDir, free_path
+from tests.resuming import FailingDisk
 
 RECIPE = {"train": {"arch": "lenet5", "epochs": 2, "mean": [0.5]}}
 
@@ -179,43 +184,96 @@ def test_a_run_without_readable_recipe_is_told(tmp_path: Path) -> None:
         run.read_recipe()
 
 
+def state(number: int) -> bytes:
+    """What torch.save gives for a state is a zip archive with checksums; this is one too."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("data"), f"{number} " * 1000)
+    return buffer.getvalue()
+
+
+def test_the_newest_state_is_read_and_the_one_before_is_there(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run").create(RECIPE)
+    assert run.read_state() == (None, "")
+    for number in range(3):
+        run.save_state(state(number))
+        assert run.read_state() == (state(number), "")
+    assert run.previous.read_bytes() == state(1)
+
+
+@given(st.integers(0, 2**30), st.sampled_from(["flip", "cut", "empty"]))
+def test_a_damaged_state_gives_way_to_the_one_before(tmp_path_factory: pytest.TempPathFactory, place: int, how: str) -> None:
+    run = RunDir(tmp_path_factory.mktemp("damaged") / "run").create(RECIPE)
+    for number in range(2):
+        run.save_state(state(number))
+    data = bytearray(run.last_good.read_bytes())
+    if how == "flip":
+        # The bytes of the record itself: what lies around it is the archive's directory, where a flip may be harmless.
+        data[60 + place % 1900] ^= 0x10
+    run.last_good.write_bytes({"flip": data, "cut": data[: place % len(data)], "empty": b""}[how])
+    content, remark = run.read_state()
+    assert content == state(0)
+    assert "last.pt is damaged" in remark
+    run.save_state(state(2))  # the run goes on: the damaged one is replaced, the good one stays
+    assert (run.last_good.read_bytes(), run.previous.read_bytes()) == (state(2), state(0))
+
+
+def test_two_damaged_states_are_told_with_a_way_out(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run").create(RECIPE)
+    for number in range(2):
+        run.save_state(state(number))
+    run.last_good.write_bytes(b"x")
+    run.previous.write_bytes(b"x")
+    with pytest.raises(RunDirError, match=r"last\.pt and .*previous\.pt are damaged") as caught:
+        run.read_state()
+    assert "slim run" in caught.value.hint
+
+
+def test_a_journal_is_cut_back_to_where_a_state_was_saved(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run").create(RECIPE)
+    run.append("epoch", index=0)
+    size = run.journal_size()
+    run.append("epoch", index=1)
+    run.cut_journal(size)
+    run.append("epoch", index=1)
+    assert [line["index"] for line in run.read_journal()] == [0, 1]
+    run.cut_journal(10**9)
+    assert run.journal_size() > size
+
+
+def test_a_run_is_reopened_by_one_process_at_a_time_and_swept(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "run").create(RECIPE) as run:
+        run.append("epoch", index=0)
+        with pytest.raises(RunDirError, match=str(os.getpid())):
+            RunDir(tmp_path / "run").reopen()
+    for leftover in (run.path / ".model.pt.12345.tmp", run.state / ".last.pt.12345.tmp"):
+        leftover.write_bytes(b"half")
+    with RunDir(tmp_path / "run").reopen():
+        assert not list(run.path.rglob("*.tmp"))
+        assert run.read_journal() == [{"event": "epoch", "index": 0}]
+    with pytest.raises(RunDirError, match="nowhere"):
+        RunDir(tmp_path / "nowhere").reopen()
+
+
+def test_a_folder_that_could_not_be_finished_is_free_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for at in range(1, 6):  # lock, write, sync, rename, sync of the folder
+        monkeypatch.setattr("slimcli.disk.disk", FailingDisk(at))
+        run = RunDir(tmp_path / str(at) / "run")
+        with pytest.raises(StorageError, match="run"):
+            run.create(RECIPE)
+        if at < 5:
+            RunDir(run.path).check_free()
+        else:  # the recipe is there: this is a run that has not begun
+            assert run.read_recipe() == RECIPE
+    monkeypatch.setattr("slimcli.disk.disk", FailingDisk(6))
+    RunDir(tmp_path / "6").create(RECIPE)
+
+
 def test_a_missing_run_is_told(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "none")
     for read in (run.read_metrics, run.read_recipe, run.read_journal):
         with pytest.raises(RunDirError, match="none"):
             read()
-
-
-def test_a_failed_write_leaves_the_former_file_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    write_atomically(path, lambda temporary: temporary.write_text("first"))
-
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half of the sec")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, fail)
-    with pytest.raises(ZeroDivisionError):
-        write_atomically(path, lambda _: 1 / 0)
-    assert files(tmp_path) == {"file.txt": b"first"}
-    write_atomically(path, lambda temporary: temporary.write_text("second"))
-    assert files(tmp_path) == {"file.txt": b"second"}
-
-
-def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    write_atomically(path, lambda temporary: temporary.write_text("old"))
-
-    def write_slowly(temporary: Path) -> None:
-        with temporary.open("w") as file:
-            for letter in "newer":
-                file.write(letter)
-                file.flush()
-                assert path.read_text() == "old"
-
-    write_atomically(path, write_slowly)
-    assert path.read_text() == "newer"
 
 
 def test_a_taken_name_is_numbered(tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ def compare(
     if out.exists() and not overwrite:
         raise SettingsError(f"{out} exists", "name another file with -o, or pass --overwrite")
     folders = [RunDir(run) for run in runs]
-    metrics = [folder.read_metrics() for folder in folders]
     from slimcli.cli import tables
     from slimcli.report.compare import compare as write
+    from slimcli.report.result import read_pruned
 
+    metrics = [read_pruned(folder).metrics for folder in folders]
     write(folders, out)
     if json:
         console.print_json({"runs": [{"path": str(run), "metrics": each} for run, each in zip(runs, metrics, strict=True)]})

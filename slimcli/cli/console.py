@@ -20,3 +20,10 @@ def echo(text: str) -> None:
 def remark(text: str) -> None:
     """A remark on stderr."""
     sys.stderr.write(f"{text}\n")
+
+
+def exit_code(*shortfalls: str) -> int:
+    """0, or 1 after saying on stderr what fell short."""
+    for shortfall in filter(None, shortfalls):
+        remark(f"slim: {shortfall}")
+    return int(any(shortfalls))

@@ -9,7 +9,10 @@ from slimcli.cli import options as o
 
 
 def doctor(data_root: o.DataRoot = None, json: o.Json = False, debug: o.Debug = False) -> None:
-    """Versions, devices, providers and data roots: ok, or the way out. Exit code 1 when something is missing."""
+    """Whether everything is here and fits together: packages, export, devices, data. Exit code 1 when something is broken.
+
+    Each line says ok (perhaps with a remark in brackets), or names the way out.
+    """
     from slimcli.pipeline.doctor import examine
 
     findings = examine(data_root)

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 import slimcli
-from slimcli.cli import bench, compare, doctor, evaluate, export, inspect, listing, prune, report, run, train
-from slimcli.errors import SlimError, Terminated
+from slimcli import processes
+from slimcli.cli import bench, compare, doctor, evaluate, export, inspect, listing, prune, report, run, train, watch
+from slimcli.errors import PeerError, SlimError, Terminated
 
 app = typer.Typer(
     help="Takes a trained CNN and gives back a physically smaller one, ready to deploy.",
@@ -27,6 +28,7 @@ app.command("prune")(prune.prune)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)
+app.command("watch")(watch.watch)
 app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
@@ -56,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     with contextlib.suppress(ValueError):  # only the main thread may set handlers; elsewhere the caller handles signals
         signal.signal(signal.SIGTERM, _terminate)
+    processes.command = processes.command or [sys.executable, "-m", "slimcli", *arguments]
     sys.exit(_run(arguments))
 
 
@@ -67,7 +70,7 @@ def _run(arguments: list[str]) -> int:
     try:
         result = app(arguments, standalone_mode=False)
     except SlimError as error:
-        if "--debug" in arguments:
+        if "--debug" in arguments and not isinstance(error, PeerError):
             raise
         return _fail(arguments, type(error).__name__, error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
@@ -97,6 +100,11 @@ def _usage_hint(error: Any) -> str:
 
 
 def _fail(arguments: list[str], kind: str, message: str, hint: str, code: int) -> int:
+    if not processes.is_main():
+        # Every process finds the same bad input: process 0 says it. What ends this one alone is said here.
+        if code == 1:
+            print(f"slim: process {processes.rank()}: {message}{f' ({hint})' if hint else ''}", file=sys.stderr)
+        return code
     if "--json" in arguments:
         print(json.dumps({"error": {"type": kind, "message": message, "hint": hint}}))
     print(f"slim: {message}{f' ({hint})' if hint else ''}", file=sys.stderr)

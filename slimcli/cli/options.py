@@ -47,7 +47,32 @@ def settings(kind: type[S], flags: Mapping[str, Any]) -> S:
     return kind(**chosen)
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A slimcli checkpoint, or any PyTorch checkpoint with --arch.")]
+def given(context: typer.Context) -> dict[str, Any]:
+    """The settings that were typed on the command line, by name: what a run that goes on is told anew."""
+    no_settings = {"resume", "json", "debug"}
+    sources = {name: context.get_parameter_source(name) for name in context.params if name not in no_settings}
+    return {name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def started(what: str | None, metavar: str, command: str) -> str:
+    """The argument that a new run needs; `SettingsError` where it is missing."""
+    if what is None:
+        raise SettingsError(f"slim {command} needs {metavar}, or --resume RUN", f"see `slim {command} --help`")
+    return what
+
+
+MODEL_HELP = "A slimcli checkpoint, or any PyTorch checkpoint with --arch."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        help="Go on with the run in this folder, from its last saved state; its recipe says the rest. --device, --devices, "
+        "--precision, --compile, --workers, --batch-size and --data-root may be given anew.",
+        rich_help_panel=_WHERE,
+    ),
+]
 Arch = Annotated[
     str | None,
     typer.Option(help="The network of a foreign checkpoint: a built-in, torchvision:NAME, timm:NAME, file.py:callable."),
@@ -100,6 +125,17 @@ ClipNorm = Annotated[float, typer.Option(help="Largest norm of a step's gradient
 Schedule = Annotated[str, typer.Option(help="onecycle, cosine or constant, in every phase.", rich_help_panel=_TRAIN)]
 Seed = Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=_TRAIN)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_TRAIN)]
+Devices = Annotated[
+    int, typer.Option(help="Processes on this machine, each with a GPU or a share of the cores.", rich_help_panel=_TRAIN)
+]
+Precision = Annotated[str, typer.Option(help="32, bf16 (autocast in training) or auto.", rich_help_panel=_TRAIN)]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="torch.compile in training; compiles after every removal.", rich_help_panel=_TRAIN)
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Loading processes, where images are streamed.", show_default="half the cores", rich_help_panel=_DATA),
+]
 Norm = Annotated[str, typer.Option(help="Norm of a filter: l1 or l2.", rich_help_panel=_PARTS)]
 
 Method = Annotated[str, typer.Option(help="See `slim list methods`.")]

@@ -12,7 +12,9 @@ from slimcli.settings import PruneSettings
 
 
 def prune(
-    model: o.Model,
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=o.MODEL_HELP, show_default=False)] = None,
+    resume: o.Resume = None,
     method: o.Method = "hbfp",
     arch: o.Arch = None,
     trust_pickle: o.TrustPickle = False,
@@ -48,6 +50,7 @@ def prune(
     val_data: o.ValData = None,
     train_samples: o.TrainSamples = None,
     augment: o.Augment = "auto",
+    workers: o.Workers = None,
     observe_epochs: o.ObserveEpochs = 3,
     tie_epochs: o.TieEpochs = 1,
     epochs: o.Epochs = 3,
@@ -61,6 +64,9 @@ def prune(
     schedule: o.Schedule = "onecycle",
     seed: o.Seed = 0,
     device: o.Device = "auto",
+    devices: o.Devices = 1,
+    precision: o.Precision = "auto",
+    compile: o.Compile = False,
 ) -> int:
     """Remove filters from a trained network until a budget is met or the allowed accuracy is lost.
 
@@ -68,11 +74,15 @@ def prune(
 
     The run folder gets model.pt (the slim network), model.onnx, metrics.json, report.html, journal.jsonl, recipe.toml.
     """
-    settings = o.settings(PruneSettings, locals())
+    if resume is not None:
+        changes = o.given(context)
+    else:
+        model = o.started(model, "MODEL", "prune")
+        settings = o.settings(PruneSettings, locals())
     from slimcli.cli import tables, terminal
     from slimcli.pipeline import job
 
-    if dry_run:
+    if dry_run and resume is None:
         plan = job.dry_run(settings)
         if json:
             console.print_json(plan)
@@ -80,13 +90,13 @@ def prune(
             for key, value in plan.items():
                 console.echo(f"{key}: {value}")
         return 0
-    result = job.run(settings, out, terminal.Terminal(), overwrite)
+    progress = terminal.Terminal()
+    result = job.resume(resume, changes, progress) if resume is not None else job.run(settings, out, progress, overwrite)
+    if result is None:
+        return 0
     if json:
         console.print_json(result.metrics)
     else:
         tables.show(tables.summary(result.metrics))
         console.echo(f"run folder: {result.folder.path}")
-    if result.shortfall:
-        console.remark(f"slim: {result.shortfall}")
-        return 1
-    return 0
+    return console.exit_code(result.shortfall)

@@ -13,19 +13,22 @@ from slimcli.rundir import RunDir
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `slim prune`.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `slim prune` or `slim train`, finished or not.")],
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
     """Write RUN/report.html, one page that opens offline, and print its summary."""
     folder = RunDir(run)
-    metrics = folder.read_metrics()
     from slimcli.cli import tables
     from slimcli.report import page
+    from slimcli.report.result import read
 
+    result = read(folder)
     page.write(folder)
     if json:
-        console.print_json(metrics)
-    else:
-        tables.show(tables.summary(metrics))
-        console.echo(str(folder.report))
+        console.print_json(result.metrics)
+        return
+    tables.show(tables.summary(result.metrics))
+    if not result.finished:
+        console.echo(" ".join(result.next_step))
+    console.echo(str(folder.report))

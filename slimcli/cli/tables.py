@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from slimcli.records import JsonDict
 
 
-def show(*tables: Table) -> None:
+def show(*tables: RenderableType) -> None:
     """Print tables on stdout, as wide as the terminal (or 120 columns in a file)."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -18,12 +18,16 @@ def show(*tables: Table) -> None:
 
 
 def summary(metrics: JsonDict) -> Table:
-    """The table dense / slim / change of a pruning run."""
+    """The table dense / slim / change of a pruning run, or the figures of a training run; an unfinished run says so."""
+    if "slim" not in metrics:
+        return _trained(metrics)
     dense, slim = metrics["dense"], metrics["slim"]
-    table = Table(title=f"{metrics['arch']} on {metrics['data']}, {metrics['method']}", title_justify="left")
-    for column in ("", "dense", "slim", "change"):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_row("top-1", f"{dense['top1']:.2f} %", f"{slim['top1']:.2f} %", f"{slim['top1'] - dense['top1']:+.2f} points")
+    table = _titled(metrics, metrics["method"], "dense", "slim", "change")
+    if slim["top1"] is not None:
+        table.add_row("top-1", *_top1(dense, slim))
+    else:
+        table.caption = metrics["reason"]
+        table.add_row("top-1, held out", *_top1(metrics["held_out"]["dense"], metrics["held_out"]["slim"]))
     for label, key in (("MACs", "macs"), ("parameters", "params"), ("file size", "file_bytes")):
         if dense[key] and slim[key]:
             show = _size if key == "file_bytes" else _count
@@ -37,6 +41,29 @@ def summary(metrics: JsonDict) -> Table:
         )
         table.add_row("p50 latency", f"{before['p50']:.3f} ms", f"{after['p50']:.3f} ms", change)
     return table
+
+
+def _trained(metrics: JsonDict) -> Table:
+    network = metrics["dense"]
+    table = _titled(metrics, "trained", "network")
+    if network["top1"] is not None:
+        table.add_row("top-1", f"{network['top1']:.2f} %")
+    else:
+        table.caption = metrics["reason"]
+    for label, key in (("MACs", "macs"), ("parameters", "params")):
+        table.add_row(label, _count(network[key]))
+    return table
+
+
+def _titled(metrics: JsonDict, done: str, *columns: str) -> Table:
+    table = Table(title=f"{metrics['arch']} on {metrics['data']}, {done}", title_justify="left", caption_justify="left")
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left")
+    return table
+
+
+def _top1(dense: JsonDict, slim: JsonDict) -> tuple[str, str, str]:
+    return f"{dense['top1']:.2f} %", f"{slim['top1']:.2f} %", f"{slim['top1'] - dense['top1']:+.2f} points"
 
 
 def latencies(result: JsonDict) -> Table:
@@ -65,8 +92,8 @@ def comparison(paths: list[str], metrics: list[JsonDict]) -> Table:
         table.add_row(
             path,
             run["method"],
-            f"{slim['top1']:.2f} %",
-            f"{slim['top1'] - dense['top1']:+.2f}",
+            "unfinished" if slim["top1"] is None else f"{slim['top1']:.2f} %",
+            "" if slim["top1"] is None else f"{slim['top1'] - dense['top1']:+.2f}",
             f"{slim['macs'] / dense['macs']:.1%}",
             f"{slim['params'] / dense['params']:.1%}",
             f"{latency['p50']:.3f} ms" if latency else "-",

@@ -25,9 +25,9 @@ class Terminal(Progress):
         stderr.print(f"note: {message}", style="yellow", markup=False)
 
     @contextmanager
-    def phase(self, name: str, epochs: int, batches: int) -> Iterator[Phase]:
+    def phase(self, name: str, epochs: int, batches: int, done: int = 0) -> Iterator[Phase]:
         if not stderr.is_terminal:
-            line = _Line(name, epochs)
+            line = _Line(name, epochs - done)
             yield line
             if line.seconds >= 10:  # shorter ones would drown what matters
                 self.say(line.summary())
@@ -40,13 +40,13 @@ class Terminal(Progress):
             TimeRemainingColumn(),
         )
         with Bars(*columns, console=stderr, transient=True) as bars:
-            yield _Bar(bars, name, epochs * batches)
+            yield _Bar(bars, name, epochs * batches, done * batches)
 
 
 class _Bar:
-    def __init__(self, bars: Bars, name: str, steps: int) -> None:
+    def __init__(self, bars: Bars, name: str, steps: int, done: int) -> None:
         self._bars = bars
-        self._task = bars.add_task(name, total=steps, loss="-", accuracy="-")
+        self._task = bars.add_task(name, total=steps, completed=done, loss="-", accuracy="-")
 
     def step(self, loss: float | None, accuracy: float | None) -> None:
         if loss is None or accuracy is None:

@@ -11,11 +11,18 @@ from slimcli.cli import options as o
 from slimcli.rundir import RunDir, default_path
 from slimcli.settings import TrainSettings
 
-Name = Annotated[str, typer.Argument(metavar="ARCH", help="A built-in network, torchvision:NAME, timm:NAME or file.py:callable.")]
+Name = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="ARCH", help="A built-in network, torchvision:NAME, timm:NAME or file.py:callable.", show_default=False
+    ),
+]
 
 
 def train(
-    arch: Name,
+    context: typer.Context,
+    arch: Name = None,
+    resume: o.Resume = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
     out: o.Out = None,
     overwrite: o.Overwrite = False,
@@ -27,6 +34,7 @@ def train(
     val_data: o.ValData = None,
     train_samples: o.TrainSamples = None,
     augment: o.Augment = "auto",
+    workers: o.Workers = None,
     batch_size: o.BatchSize = 128,
     lr: o.Lr = 0.05,
     momentum: o.Momentum = 0.9,
@@ -36,25 +44,39 @@ def train(
     schedule: o.Schedule = "onecycle",
     seed: o.Seed = 0,
     device: o.Device = "auto",
+    devices: o.Devices = 1,
+    precision: o.Precision = "auto",
+    compile: o.Compile = False,
     norm: o.Norm = "l1",
     json: o.Json = False,
     debug: o.Debug = False,
-) -> None:
+) -> int:
     """Train a network from scratch and record the norm history that HBFP chooses by.
 
     The run folder gets model.pt (weights, history, preprocessing, data), journal.jsonl, metrics.json and recipe.toml.
     """
-    settings = o.settings(TrainSettings, locals())
-    folder = RunDir(out or default_path(arch, "train"))
-    from slimcli.cli import terminal
-    from slimcli.pipeline.train import train as run
-
-    metrics = run(settings, folder, terminal.Terminal(), overwrite)
-    if json:
-        console.print_json(metrics)
+    if resume is not None:
+        changes = o.given(context)
     else:
-        dense = metrics["dense"]
+        arch = o.started(arch, "ARCH", "train")
+        settings = o.settings(TrainSettings, locals())
+        folder = RunDir(out or default_path(arch, "train"))
+    from slimcli.cli import terminal
+    from slimcli.pipeline import train as training
+
+    progress = terminal.Terminal()
+    if resume is not None:
+        result = training.resume(resume, changes, progress)
+    else:
+        result = training.train(settings, folder, progress, overwrite)
+    if result is None:
+        return 0
+    if json:
+        console.print_json(result.metrics)
+    else:
+        dense = result.metrics["dense"]
         console.echo(
-            f"top-1 {dense['top1']:.2f} % (test), {metrics['held_out']['top1']:.2f} % (held out), "
-            f"{dense['macs']:,} MACs, {dense['params']:,} parameters: {folder.model}"
+            f"top-1 {dense['top1']:.2f} % (test), {result.metrics['held_out']['top1']:.2f} % (held out), "
+            f"{dense['macs']:,} MACs, {dense['params']:,} parameters: {result.folder.model}"
         )
+    return console.exit_code(result.shortfall)

@@ -21,3 +21,5 @@ class Data:
     test: Loader
     spec: JsonDict
     notes: tuple[str, ...] = ()
+    fingerprint: str = ""
+    """Changes with any image or label; empty where nothing can be known of them."""

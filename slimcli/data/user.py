@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from slimcli.data.loaders import Data
-from slimcli.data.memory import Batch
+from slimcli.data.memory import Batch, epoch_seed
 from slimcli.errors import DataError
 from slimcli.foreign import load_callable
 from slimcli.settings import DataSettings
@@ -19,19 +19,44 @@ from slimcli.settings import DataSettings
 
 @dataclass(frozen=True)
 class _UserLoader:
-    """A user's iterable of (images, labels) batches, which does its own shuffling and normalising."""
+    """A user's iterable of (images, labels) batches, which does its own shuffling and normalising.
+
+    Each of `world` processes goes through all of it and takes its part of every batch.
+    """
 
     batches: Any
     samples: int
+    training: bool
+    seed: int
+    rank: int = 0
+    world: int = 1
 
     def __len__(self) -> int:
         return len(self.batches)
 
+    def shard(self, rank: int, world: int) -> _UserLoader:
+        return replace(self, rank=rank, world=world)
+
     def epoch(self, index: int) -> Iterator[Batch]:
-        yield from self.batches
+        _start_epoch(self.batches, self.seed, index)
+        for images, labels in self.batches:
+            # Too few to share, as batch norm cannot train on a single image: all take them all, which leaves the mean as it is.
+            whole = self.training and len(labels) < 2 * self.world
+            part = slice(None) if whole else slice(self.rank, None, self.world)
+            yield images[part], labels[part]
 
 
-def open_loaders(spec: str, settings: DataSettings) -> Data:
+def _start_epoch(batches: Any, seed: int, index: int) -> None:
+    """Make the order of a torch DataLoader follow from the epoch's number, where it does not follow from torch's own state."""
+    batch_sampler = getattr(batches, "batch_sampler", None)
+    for part in (batches, getattr(batches, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
+        if isinstance(generator := getattr(part, "generator", None), torch.Generator):
+            generator.manual_seed(epoch_seed(seed, index))
+        if callable(set_epoch := getattr(part, "set_epoch", None)):
+            set_epoch(index)
+
+
+def open_loaders(spec: str, settings: DataSettings, seed: int) -> Data:
     """The loaders that the callable returns; of two, a tenth of the first is held out. Raises `DataError`."""
     for flag in ("mean", "std", "val_data", "train_samples", "holdout"):
         if getattr(settings, flag) is not None:
@@ -47,7 +72,7 @@ def open_loaders(spec: str, settings: DataSettings) -> Data:
     if len(loaders) == 2:
         loaders = (*_hold_out(spec, loaders[0]), loaders[1])
     try:
-        parts = [_checked(loader) for loader in loaders]
+        parts = [_checked(loader, training=number == 0, seed=seed) for number, loader in enumerate(loaders)]
     except Exception as error:
         raise DataError(
             f"{spec}: a loader does not work as one: {error}",
@@ -70,7 +95,7 @@ def open_loaders(spec: str, settings: DataSettings) -> Data:
     )
 
 
-def _checked(loader: Any) -> tuple[_UserLoader, int, tuple[int, ...]]:
+def _checked(loader: Any, training: bool, seed: int) -> tuple[_UserLoader, int, tuple[int, ...]]:
     """One pass over a loader: itself, its number of classes, the shape of its images. Raises whatever is wrong."""
     samples, classes, shapes = 0, 0, set()
     for batch in loader:
@@ -89,7 +114,7 @@ def _checked(loader: Any) -> tuple[_UserLoader, int, tuple[int, ...]]:
         shapes.add(tuple(images.shape[1:]))
     if len(shapes) != 1:
         raise ValueError(f"images are of shapes {shapes}" if shapes else "there are no batches")
-    return _UserLoader(loader, samples), classes, shapes.pop()
+    return _UserLoader(loader, samples, training, seed), classes, shapes.pop()
 
 
 def _hold_out(spec: str, train: Any) -> tuple[Any, Any]:
@@ -109,6 +134,7 @@ def _hold_out(spec: str, train: Any) -> tuple[Any, Any]:
             shuffle=shuffle,
             num_workers=train.num_workers,
             collate_fn=train.collate_fn,
+            generator=train.generator,
         )
 
     return part(sorted(order[held:]), shuffle=True), part(sorted(order[:held]), shuffle=False)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 import slimcli
+from slimcli.disk import write_atomically
 from slimcli.errors import InputError, ParityError
 from slimcli.networks.cost import count, layers_of
-from slimcli.rundir import write_atomically
 
 INPUT, OUTPUT = "input", "logits"
 
@@ -55,24 +55,20 @@ def export_onnx(
     path = Path(path)
     network = copy.deepcopy(model).cpu().eval()
     images = images.detach().cpu()
+    try:
+        proto = _exported(network, images)
+    except Exception as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        raise ParityError(
+            f"the network cannot be exported to ONNX ({type(error).__name__}: {first_line[:120]})", "--debug shows where"
+        ) from error
+    onnx.helper.set_model_props(proto, _metadata(network, images, metadata or {}))
     result: list[Export] = []
-
-    def write(temporary: Path) -> None:
-        try:
-            proto = _exported(network, images)
-        except Exception as error:
-            first_line = (str(error).splitlines() or [""])[0]
-            raise ParityError(
-                f"the network cannot be exported to ONNX ({type(error).__name__}: {first_line[:120]})", "--debug shows where"
-            ) from error
-        onnx.helper.set_model_props(proto, _metadata(network, images, metadata or {}))
-        onnx.save(proto, temporary)
-        result.append(_checked(network, temporary, images, tolerance))
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
-    done = result[0]
-    return replace(done, path=path, file_bytes=path.stat().st_size)
+    write_atomically(
+        path, proto.SerializeToString(), lambda temporary: result.append(_checked(network, temporary, images, tolerance))
+    )
+    return replace(result[0], path=path)
 
 
 def _exported(network: nn.Module, images: Tensor) -> onnx.ModelProto:

@@ -8,6 +8,7 @@ the shapes in its state dict.
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -19,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 import slimcli
+from slimcli.disk import write_atomically
 from slimcli.errors import ArchError, CheckpointError, suggest
 from slimcli.networks import ARCHS, resolve
 from slimcli.networks.shortcut import ChannelPad
 from slimcli.records import JsonDict
-from slimcli.rundir import write_atomically
 
 FORMAT = "slimcli-checkpoint-1"
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -62,7 +63,7 @@ class Checkpoint:
         complaint = f"{self.path} does not fit {self.arch}"
         try:
             if not self.foreign:
-                _take_widths(network, self.state_dict)
+                take_widths(network, self.state_dict)
             _load_weights(network, self.state_dict, complaint)
             network.eval()
             if not self.foreign:  # widths that fit their layers need not fit each other
@@ -77,7 +78,12 @@ class Checkpoint:
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint as one file, in full or not at all."""
-    content = {
+    write_atomically(path, to_bytes(content_of(checkpoint)))
+
+
+def content_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the file holds. The tensors are copies."""
+    return {
         "format": FORMAT,
         "version": slimcli.__version__,
         "arch": checkpoint.arch,
@@ -87,13 +93,24 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             "mean": list(checkpoint.mean) if checkpoint.mean else None,
             "std": list(checkpoint.std) if checkpoint.std else None,
         },
-        "state_dict": {key: value.detach().cpu().contiguous().clone() for key, value in checkpoint.state_dict.items()},
+        "state_dict": at_rest(checkpoint.state_dict),
         "removed": checkpoint.removed,
         "history": checkpoint.history,
         "data": checkpoint.data,
         "metrics": checkpoint.metrics,
     }
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def at_rest(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the tensors, on the CPU and contiguous."""
+    return {key: value.detach().cpu().contiguous().clone() for key, value in state_dict.items()}
+
+
+def to_bytes(content: Mapping[str, Any]) -> bytes:
+    """A file's bytes: what `torch.load(..., weights_only=True)` opens."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def load(
@@ -248,7 +265,7 @@ def _foreign(path: Path, state: dict[str, Tensor], arch: str, shape: resolve.Sha
     return Checkpoint(state, arch, classes, input_shape, path=str(path), foreign=True)
 
 
-def _take_widths(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+def take_widths(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give every layer the widths of its tensors in the state dict (only where kind and kernel agree)."""
     for name, module in network.named_modules():
         if isinstance(module, ChannelPad):

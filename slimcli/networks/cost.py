@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimcli.records import LayerCost, NetworkCost
@@ -23,7 +24,8 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> NetworkCost:
     counter = FlopCounterMode(display=False)
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # fused attention goes uncounted
-        with evaluating(model), torch.no_grad(), counter:
+        # The math kernel is made of products that every version of the counter knows.
+        with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(torch.zeros(1, *input_shape, device=reference.device, dtype=reference.dtype))
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

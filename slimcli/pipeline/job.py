@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from slimcli import processes
 from slimcli.data.sources import absolute
 from slimcli.environment import environment
-from slimcli.errors import CheckpointError, DivergedError, FellShortError, ParityError, RunDirError, Terminated
+from slimcli.errors import CheckpointError, FellShortError, ParityError, RunDirError
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import layers_of
+from slimcli.pipeline.decisions import also_removed
 from slimcli.pipeline.deploy import bench_run, describe, export_both, first_images
-from slimcli.pipeline.prune import Network, Outcome, Plan, also_removed, prune, start
+from slimcli.pipeline.plan import Plan
+from slimcli.pipeline.prune import Loop, Outcome, go_on, start
+from slimcli.pipeline.resume import check_data, folder_of, read_state, resumable, settings_of
+from slimcli.pipeline.state import DONE, Network, State
 from slimcli.pipeline.subject import Subject, open_subject
 from slimcli.progress import Progress
 from slimcli.pruning import methods
 from slimcli.pruning.history import NormHistory
-from slimcli.records import JsonDict, NetworkCost, Score
+from slimcli.records import JsonDict, Score
 from slimcli.report import page
 from slimcli.rundir import RunDir, default_path
 from slimcli.settings import PruneSettings
@@ -39,9 +46,10 @@ class Prepared:
 
     settings: PruneSettings
     subject: Subject
-    network: Network
+    state: State
     plan: Plan
     notes: tuple[str, ...]
+    dense_test: Score | None = None
 
 
 def prepare(settings: PruneSettings) -> Prepared:
@@ -66,8 +74,20 @@ def prepare(settings: PruneSettings) -> Prepared:
             f"no norm history: {settings.observe_epochs} epochs are observed first (--observe-epochs, or --history FILES)"
         )
     settings = replace(settings, arch=subject.checkpoint.arch)
-    network, plan = start(subject.model, subject.data, history, settings)
-    return Prepared(settings, subject, network, plan, tuple(notes))
+    state, plan = start(subject.model, subject.data, history, settings)
+    return Prepared(settings, subject, state, plan, tuple(notes))
+
+
+def _prepare_again(settings: PruneSettings, run: RunDir, content: JsonDict) -> Prepared:
+    """The job as its saved state says; the dense network is the one that was put beside the state."""
+    settings = methods.resolve(settings)
+    code = settings.arch if settings.arch and resolve.is_foreign(settings.arch) else None
+    loaded = checkpoint.load(run.dense, code)
+    subject = open_subject(loaded, settings, batch_size=settings.batch_size, seed=settings.seed, device=settings.device)
+    check_data(content, subject.data.fingerprint, run, subject.data.name)
+    settings = replace(settings, arch=subject.checkpoint.arch)
+    state, plan = go_on(content["resume"], subject.model, subject.data, settings)
+    return Prepared(settings, subject, state, plan, tuple(content["notes"]), Score(**content["dense_test"]))
 
 
 def _history(settings: PruneSettings, subject: Subject) -> NormHistory:
@@ -103,7 +123,7 @@ def _expanded(names: Sequence[str]) -> list[str]:
 def dry_run(settings: PruneSettings) -> JsonDict:
     """What `run` would start from and remove first, without training or writing."""
     job = prepare(settings)
-    network = job.network
+    network = job.state.network
     return {
         "method": job.settings.method,
         "arch": job.settings.arch,
@@ -126,31 +146,113 @@ class Result:
     shortfall: str
 
 
-def run(settings: PruneSettings, out: Path | None = None, progress: Progress | None = None, overwrite: bool = False) -> Result:
-    """Prune into a run folder (`out`, or a free one under runs/).
+def run(
+    settings: PruneSettings, out: Path | None = None, progress: Progress | None = None, overwrite: bool = False
+) -> Result | None:
+    """Prune into a run folder (`out`, or a free one under runs/). None in a process that only helps process 0.
 
-    Everything is checked before the folder is touched. Raises an `InputError`, or `DivergedError` when the loss is lost
-    (the last good network stays in the run folder).
+    Everything is checked before the folder is touched. Raises an `InputError`; or a `FellShortError`, after which the run
+    can go on (`resume`).
     """
     progress = progress or Progress()
-    if out is not None:
+    if out is not None and processes.is_main():
         RunDir(out).check_free(overwrite)
         _check_apart(out, [settings.model, *(settings.history or ())])
     job = prepare(settings)
-    settings = job.settings
-    folder = RunDir(out or default_path(settings.arch or "network", settings.method))
-    engine = Engine(settings, progress)
-    with folder.create({"prune": _resolved(job).to_recipe()}, overwrite):
-        for note in job.notes:
-            progress.warn(note)
-        try:
-            metrics, shortfall = _carry_out(job, folder, engine)
-        except (KeyboardInterrupt, Terminated):
-            folder.append("interrupted")
-            if folder.last_good.exists():
-                progress.say(f"the last good network is {folder.last_good}")
-            raise
-    return Result(folder, metrics, shortfall)
+    engine = _launched(job, progress)
+    if not processes.is_main():
+        return _carry_out(job, None, engine)
+    folder = RunDir(out or default_path(job.settings.arch or "network", job.settings.method))
+    with resumable(folder, "prune", progress), folder.create({"prune": _resolved(job).to_recipe()}, overwrite):
+        _put_dense_aside(job, folder)
+        return _carry_out(job, folder, engine)
+
+
+def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Result | None:
+    """Go on with a run from its last saved state; `changes` are settings of how and where to compute. None as in `run`.
+
+    Raises an `InputError` where there is nothing to go on with, or the data are no longer what they were.
+    """
+    progress = progress or Progress()
+    folder = folder_of(path)
+    settings = settings_of(folder, PruneSettings, changes or {})
+    last = (folder.read_journal() or [{}])[-1]
+    if last.get("event") == "finished":
+        progress.say(f"the run in {path} is complete: nothing to go on with")
+        return Result(folder, folder.read_metrics(), last["shortfall"])
+    if not processes.is_main():
+        content = read_state(folder, Progress())
+        job = _prepare_again(settings, folder, content) if content else prepare(settings)
+        return _carry_out(job, None, _launched(job, progress))
+    with resumable(folder, "prune", progress), folder.reopen():
+        content = read_state(folder, progress)
+        if content is None:
+            progress.say("no state was saved yet: starting from the beginning")
+            job = prepare(settings)
+        else:
+            job = _prepare_again(settings, folder, content)
+            progress.say(f"going on: {_where(job.state)}")
+        engine = _launched(job, progress)
+        folder.cut_journal(content["journal"] if content else 0)
+        if content is None:
+            _put_dense_aside(job, folder)
+        else:
+            folder.append("resumed", time=time.time(), **(changes or {}))
+        return _carry_out(job, folder, engine)
+
+
+def _where(state: State) -> str:
+    if state.stage == DONE:
+        return "all training is done"
+    epochs = f", {state.fit.epochs} epoch(s) of it done" if state.fit else ""
+    return f"iteration {len(state.iterations) + 1}, {state.stage}{epochs}"
+
+
+def _launched(job: Prepared, progress: Progress) -> Engine:
+    """The engine, in all its processes, which must have the same data and network before them."""
+    engine = Engine(job.settings, progress if processes.is_main() else Progress())
+    engine.launch()
+    engine.agree("data", job.subject.data.fingerprint)
+    engine.agree("a network", f"{_checksum(job.subject.model)} {_checksum(job.state.network.model)} {job.state.stage}")
+    return engine
+
+
+def _checksum(model: nn.Module) -> str:
+    return str(sum(float(value.double().abs().sum()) for value in model.state_dict().values()))
+
+
+def _put_dense_aside(job: Prepared, folder: RunDir) -> None:
+    """Keep the network that the run starts from: its file may be gone, or another, when the run goes on."""
+    known = job.subject.checkpoint
+    checkpoint.save(folder.dense, replace(known, state_dict=job.subject.model.state_dict(), metrics={}))
+
+
+class _StateFile:
+    """Saved states of a run folder: a checkpoint of the last kept network, and what going on needs."""
+
+    def __init__(self, folder: RunDir, job: Prepared, dense_test: Score) -> None:
+        self._folder, self._job, self._dense_test = folder, job, dense_test
+
+    def save(self, state: State) -> None:
+        """Write it, and keep the one before."""
+        resume = state.content()
+        snapshot = checkpoint.content_of(_snapshot(self._job.subject, state.kept, {}))
+        content = snapshot | {
+            "state_dict": resume["kept"]["state_dict"],  # the same tensors: they are written once
+            "history": resume["kept"]["history"],
+            "resume": resume,
+            "dense_test": asdict(self._dense_test),
+            "notes": list(self._job.notes),
+            "fingerprint": self._job.subject.data.fingerprint,
+            "journal": self._folder.journal_size(),
+        }
+        self._folder.save_state(checkpoint.to_bytes(content))
+
+    def load(self) -> JsonDict:
+        """The last one."""
+        content = read_state(self._folder, Progress())
+        assert content is not None
+        return dict(content["resume"])
 
 
 def _check_apart(out: Path, inputs: Sequence[str]) -> None:
@@ -177,36 +279,67 @@ def _resolved(job: Prepared) -> PruneSettings:
     )
 
 
-def _carry_out(job: Prepared, folder: RunDir, engine: Engine) -> tuple[JsonDict, str]:
-    settings, subject, data = job.settings, job.subject, job.subject.data
-    dense_score = engine.evaluate(subject.model, data.test)
-    dense_cost = job.network.cost
-    engine.progress.say(f"dense: top-1 {dense_score.top1:.2f}, {dense_cost.macs:,} MACs, {dense_cost.params:,} parameters")
-    folder.append("start", method=settings.method, arch=settings.arch, data=data.name, dense=asdict(dense_score))
-    try:
-        outcome = prune(
-            job.network,
-            job.plan,
-            data,
-            settings,
-            engine,
-            folder.append,
-            lambda network: checkpoint.save(folder.last_good, _snapshot(subject, network, {})),
-        )
-    except DivergedError as error:
-        kept = folder.last_good if folder.last_good.exists() else settings.model
-        raise DivergedError(f"{error.message}; the last good network is {kept}", error.hint) from error
-    slim_score = engine.evaluate(outcome.network.model, data.test)
-    metrics = _metrics(job, dense_score, dense_cost, slim_score, outcome)
+def _carry_out(job: Prepared, folder: RunDir | None, engine: Engine) -> Result | None:
+    """The loop, and (in process 0, which has the folder) what is made of its outcome."""
+    settings, subject, data, state = job.settings, job.subject, job.subject.data, job.state
+    dense_test = job.dense_test or engine.evaluate(subject.model, data.test)
+    state.dense = state.dense or engine.evaluate(subject.model, data.held_out)
+    loop = Loop(state, job.plan, subject.model, data, settings, engine)
+    if folder is not None:
+        loop.note, loop.store = folder.append, _StateFile(folder, job, dense_test)
+        if job.dense_test is None:
+            _note_start(job, folder, dense_test, engine.progress)
+            loop.store.save(state)
+    outcome = loop.run()
+    slim_test = engine.evaluate(outcome.network.model, data.test)
+    result = _finish(job, folder, outcome, dense_test, slim_test, engine.progress) if folder is not None else None
+    engine.wait_for_all()
+    return result
+
+
+def _note_start(job: Prepared, folder: RunDir, dense_test: Score, progress: Progress) -> None:
+    cost, held_out = job.plan.budget.dense_cost, job.state.dense
+    assert held_out is not None
+    for note in job.notes:
+        progress.warn(note)
+    progress.say(f"dense: top-1 {dense_test.top1:.2f}, {cost.macs:,} MACs, {cost.params:,} parameters")
+    folder.append(
+        "start",
+        method=job.settings.method,
+        arch=job.settings.arch,
+        data=job.subject.data.name,
+        dense=asdict(dense_test) | asdict(cost),
+        held_out=asdict(held_out),
+        frozen=_frozen(job.state.network),
+        notes=list(job.notes),
+        environment=environment(),
+        time=time.time(),
+    )
+
+
+def _finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, slim_test: Score, progress: Progress) -> Result:
+    """The slim checkpoint, the metrics, and the deployment; doing it again after an interruption changes nothing."""
+    settings, subject = job.settings, job.subject
+    metrics = _metrics(job, dense_test, slim_test, outcome)
     measured = {key: value for key, value in metrics["slim"].items() if key != "file_bytes"}
     checkpoint.save(folder.model, _snapshot(subject, outcome.network, measured))
     _check_reloads(folder.model, subject, outcome.network.model)
-    folder.append("end", reason=outcome.reason, **asdict(slim_score))
+    shortfall = _shortfall(settings, outcome, folder)
+    folder.append(
+        "end",
+        reason=outcome.reason,
+        **asdict(slim_test),
+        held_out=metrics["held_out"],
+        epochs=outcome.epochs,
+        budget_met=outcome.budget_met,
+        **asdict(outcome.network.cost),
+    )
     folder.write_metrics(metrics)
     if settings.deploy:
-        undeployed = _deploy(job, outcome, folder, metrics, engine.progress)
-        return metrics, "; ".join(filter(None, (_shortfall(job.settings, outcome, folder), undeployed)))
-    return metrics, _shortfall(job.settings, outcome, folder)
+        undeployed = _deploy(job, outcome, folder, metrics, progress)
+        shortfall = "; ".join(filter(None, (shortfall, undeployed)))
+    folder.append("finished", shortfall=shortfall)
+    return Result(folder, metrics, shortfall)
 
 
 @torch.no_grad()
@@ -229,6 +362,8 @@ def _snapshot(subject: Subject, network: Network, metrics: JsonDict) -> Checkpoi
 
 
 def _shortfall(settings: PruneSettings, outcome: Outcome, folder: RunDir) -> str:
+    if outcome.diverged:
+        return f"{outcome.diverged}; the last network that was kept is {folder.model} (try a lower --lr)"
     if not outcome.budget_met:
         return (
             f"the budget was not reached: {outcome.reason}; the last network within the allowed drop is {folder.model} "
@@ -255,12 +390,15 @@ def _deploy(job: Prepared, outcome: Outcome, folder: RunDir, metrics: JsonDict, 
     except FellShortError as error:
         shortfall = error.message
         metrics["notes"].append(f"not exported: {error.message}")
+        folder.append("deployed", notes=metrics["notes"][-1:])
         folder.write_metrics(metrics)
     else:
         for side, export in exports.items():
             metrics[side]["file_bytes"] = export.file_bytes
         metrics["parity"] = {"max_error": exports["slim"].max_error, "samples": exports["slim"].samples}
         bench_run(folder, metrics)
+        facts = {side: {key: metrics[side][key] for key in ("file_bytes", "latency_ms")} for side in ("dense", "slim")}
+        folder.append("deployed", **facts, parity=metrics["parity"], speedup=metrics["speedup"])
     page.write(folder)
     return shortfall
 
@@ -275,8 +413,12 @@ def _removed(subject: Subject, network: Network) -> dict[str, list[int]]:
     return merged
 
 
-def _metrics(job: Prepared, dense: Score, dense_cost: NetworkCost, slim: Score, outcome: Outcome) -> JsonDict:
-    cost = outcome.network.cost
+def _frozen(network: Network) -> list[dict[str, str]]:
+    return [{"group": group.name, "reason": group.reason} for group in network.groups if not group.prunable]
+
+
+def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> JsonDict:
+    dense_cost, cost = job.plan.budget.dense_cost, outcome.network.cost
     return {
         "schema": 1,
         "method": job.settings.method,
@@ -306,7 +448,7 @@ def _metrics(job: Prepared, dense: Score, dense_cost: NetworkCost, slim: Score, 
             }
             for before, after in zip(dense_cost.layers, cost.layers, strict=True)
         ],
-        "frozen": [{"group": g.name, "reason": g.reason} for g in outcome.network.groups if not g.prunable],
+        "frozen": _frozen(outcome.network),
         "notes": list(job.notes),
         "environment": environment(),
     }

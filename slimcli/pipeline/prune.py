@@ -5,53 +5,37 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from slimcli import processes
 from slimcli.data.loaders import Data
-from slimcli.errors import ArchError, SettingsError
-from slimcli.networks.cost import count, layers_of
+from slimcli.errors import ArchError, DivergedError, SettingsError
+from slimcli.networks.cost import count
+from slimcli.pipeline.decisions import choose, examples_of, found_again, penalty_for, removal_of, remove
+from slimcli.pipeline.plan import Plan
+from slimcli.pipeline.state import DONE, InMemory, Network, State, Store
 from slimcli.pruning import surgery
-from slimcli.pruning.amounts import Amount, per_group
-from slimcli.pruning.history import NormHistory, filter_norms
-from slimcli.pruning.rankings import CRITERIA, GroupView, losers
-from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, NetworkCost, Score
+from slimcli.pruning.history import NormHistory
+from slimcli.records import Iteration, JsonDict, Score
 from slimcli.settings import PruneSettings
-from slimcli.training.engine import Engine, Epoch
-from slimcli.training.losses import PENALTIES, TiedPair
+from slimcli.training.engine import Engine, Epoch, FitState, Penalty
 
 Note = Callable[..., None]
 """Called as `note(event, **fields)` for every line of the journal."""
 
-
-@dataclass
-class Network:
-    """The network as it is now, and what belongs to it: everything that a step back must restore."""
-
-    model: nn.Module
-    history: NormHistory
-    groups: tuple[ChannelGroup, ...]
-    cost: NetworkCost
-    removed: dict[str, list[int]] = field(default_factory=dict)
-
-    @property
-    def filters(self) -> int:
-        """Output channels of all conv and linear layers."""
-        return sum(layer.filters for layer in self.cost.layers)
-
-    @property
-    def prunable(self) -> list[ChannelGroup]:
-        """The groups that may lose channels."""
-        return [group for group in self.groups if group.prunable]
+LOWERED = 1 / 3
+"""What the learning rate is multiplied with, once, when the loss is lost."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The slim network and how it was reached. `budget_met` is False where accuracy ran out first."""
+    """The slim network and how it was reached. `budget_met` is False where accuracy ran out first.
+
+    `diverged` says how the loss was lost for good; empty where it was not.
+    """
 
     network: Network
     iterations: tuple[Iteration, ...]
@@ -60,79 +44,11 @@ class Outcome:
     dense_held_out: Score
     held_out: Score
     reason: str
+    diverged: str
 
 
-def prune(
-    network: Network,
-    plan: Plan,
-    data: Data,
-    settings: PruneSettings,
-    engine: Engine,
-    note: Note = lambda *_, **__: None,
-    keep: Callable[[Network], None] = lambda network: None,
-) -> Outcome:
-    """The loop, from the network and the plan that `start` gave; `keep` is called with every network that is worth saving.
-
-    Choices are made on `data.held_out` alone. Raises `DivergedError`; what was kept before then is good.
-    """
-    budget = plan.budget
-    dense = engine.evaluate(network.model, data.held_out)
-    lowest = dense.top1 - settings.max_drop
-    trainer = _Trainer(engine, data, note)
-    if network.history.epochs == 0:
-        if settings.criterion == "history":
-            trainer.fit(network, settings.observe_epochs, "observe")
-        else:
-            network.history.record(network.model)
-    generator = torch.Generator().manual_seed(settings.seed)
-    iterations: list[Iteration] = []
-    reason = ""
-    while not reason:
-        counts = plan.counts(network)
-        if budget.met(network, len(iterations)) or not any(counts.values()):
-            reason = budget.ending(network, len(iterations))
-            break
-        started, before = time.perf_counter(), copy.deepcopy(network)
-        index = len(iterations) + 1
-        choices = choose(network, counts, settings, generator)
-        filters_before = network.filters
-        # Without a penalty these epochs are plain training: every method gets the same schedule.
-        trainer.fit(network, settings.tie_epochs, f"tie {index}", penalty_for(network, choices, settings))
-        after_surgery = operate(network, choices, data, settings, engine, partial(note, iteration=index))
-        trainer.fit(network, settings.epochs, f"retrain {index}")
-        score = engine.evaluate(network.model, data.held_out)
-        step = Iteration(
-            index=index,
-            macs=network.cost.macs,
-            params=network.cost.params,
-            top1=score.top1,
-            top1_after_surgery=after_surgery.top1,
-            epochs=settings.epochs,
-            removed=filters_before - network.filters,
-            seconds=round(time.perf_counter() - started, 3),
-            kept=score.top1 >= lowest,
-        )
-        iterations.append(step)
-        note("iteration", **asdict(step))
-        if step.kept:
-            keep(network)
-        engine.progress.say(_line(step, dense, budget.dense_cost, network))
-        if not step.kept:
-            network, reason = before, f"iteration {index} lost more than the allowed {settings.max_drop:g} points"
-    kept = sum(step.kept for step in iterations)
-    if kept:
-        before = copy.deepcopy(network)
-        trainer.fit(network, settings.final_epochs, "final")
-    held_out = engine.evaluate(network.model, data.held_out)
-    if kept and held_out.top1 < lowest:
-        network, reason = before, f"{reason}; the last retraining lost accuracy and was taken back"
-        held_out = engine.evaluate(network.model, data.held_out)
-    met = budget.satisfied(network, kept)
-    return Outcome(network, tuple(iterations), met, engine.epochs_done, dense, held_out, reason)
-
-
-def start(model: nn.Module, data: Data, history: NormHistory, settings: PruneSettings) -> tuple[Network, Plan]:
-    """A copy of the dense network with its verified groups, and what the settings mean for it.
+def start(model: nn.Module, data: Data, history: NormHistory, settings: PruneSettings) -> tuple[State, Plan]:
+    """The state before the first step, with a copy of the dense network and its verified groups, and what the settings mean.
 
     `settings` come from `methods.resolve`. Raises `ArchError` where nothing can be pruned, `SettingsError` where amount or
     widths do not fit the groups.
@@ -149,168 +65,254 @@ def start(model: nn.Module, data: Data, history: NormHistory, settings: PruneSet
             "see `slim inspect`",
         )
     network = Network(copy.deepcopy(model), history, groups, count(model, data.shape))
-    return network, Plan(Amount(settings.amount, network.prunable), Budget(settings, network))
+    state = State(network, network, torch.Generator().manual_seed(settings.seed).get_state())
+    return state, Plan.of(settings, network)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How many filters go in each iteration, and when it is enough."""
-
-    amount: Amount
-    budget: Budget
-
-    def counts(self, network: Network) -> dict[str, int]:
-        """How many channels each group loses now."""
-        return self.budget.trim({group.name: self.amount.of(group) for group in network.prunable}, network)
+def go_on(content: JsonDict, model: nn.Module, data: Data, settings: PruneSettings) -> tuple[State, Plan]:
+    """What `start` gave, as it stood when the state was saved; `model` is the dense network. Nothing is verified again."""
+    state = State.from_content(content, model, data.shape)
+    groups = found_again(state.kept.groups, surgery.find_groups(model, data.shape, settings.linear))
+    return state, Plan.of(settings, Network(model, state.kept.history, groups, count(model, data.shape)))
 
 
-class Budget:
-    """When the run has reached what was asked for, measured against the dense network."""
+class Loop:
+    """The loop, one method a stage: it does the stage's work on the state and names the stage that comes next.
 
-    def __init__(self, settings: PruneSettings, dense: Network) -> None:
-        self.dense_cost = dense.cost
-        self._settings = settings
-        self._widths = per_group("--widths", settings.widths, dense.prunable) if settings.widths else {}
+    The state is saved after every epoch and after every stage that cannot be had again from the state before. Choices are
+    made on `data.held_out` alone. A loss that is lost takes the run back to the last saved state, once with a lower
+    learning rate; the second time it ends with the last network that was kept.
+    """
 
-    def trim(self, counts: dict[str, int], network: Network) -> dict[str, int]:
-        """The counts, reduced so that no group becomes narrower than its width asked for."""
-        channels = {group.name: group.channels for group in network.groups}
-        return {
-            name: min(wanted, max(0, channels[name] - self._widths[name])) if self._widths else wanted
-            for name, wanted in counts.items()
+    def __init__(
+        self,
+        state: State,
+        plan: Plan,
+        dense: nn.Module,
+        data: Data,
+        settings: PruneSettings,
+        engine: Engine,
+        note: Note = lambda *_, **__: None,
+        store: Store | None = None,
+    ) -> None:
+        self.state, self.plan, self.data, self.settings = state, plan, data, settings
+        self.engine, self.note, self.store = engine, note, store or InMemory()
+        self._dense = dense
+        self._since = time.perf_counter()
+
+    def run(self) -> Outcome:
+        """From wherever the state stands to the end."""
+        self.engine.epochs_done, self.engine.lr_scale = self.state.epochs, self.state.lr_scale
+        if self.state.dense is None:
+            self.state.dense = self.engine.evaluate(self.state.network.model, self.data.held_out)
+            self._saved(self.state.stage)
+        stages = {
+            "observe": self.observe,
+            "choose": self.choose,
+            "tie": self.tie,
+            "operate": self.operate,
+            "retrain": self.retrain,
+            "judge": self.judge,
+            "final": self.final,
+            "accept": self.accept,
         }
+        while self.state.stage != DONE:
+            try:
+                self.state.stage = stages[self.state.stage]()
+            except DivergedError as error:
+                self._recover(error)
+        return self._outcome()
 
-    def met(self, network: Network, iterations: int) -> bool:
-        """Whether the network is as small as asked for, or the iterations are used up; never so without a limit."""
-        s = self._settings
-        sized = any((s.macs, s.params, s.widths))
-        out_of_turns = s.iterations is not None and iterations >= s.iterations
-        return out_of_turns or (sized and self._small_enough(network))
-
-    def satisfied(self, network: Network, iterations: int) -> bool:
-        """Whether what was asked for is there: every size, or (where no size was asked for) every iteration."""
-        s = self._settings
-        if any((s.macs, s.params, s.widths)):
-            return self._small_enough(network)
-        return s.iterations is None or iterations >= s.iterations
-
-    def ending(self, network: Network, iterations: int) -> str:
-        """Why the loop ends here, for the report."""
-        if not self.met(network, iterations):
-            return "no group can lose another channel"
-        return "the budget is met" if self.satisfied(network, iterations) else "the iterations are used up"
-
-    def _small_enough(self, network: Network) -> bool:
-        s = self._settings
-        return (
-            (s.macs is None or network.cost.macs <= s.macs * self.dense_cost.macs)
-            and (s.params is None or network.cost.params <= s.params * self.dense_cost.params)
-            and all(group.channels <= self._widths[group.name] for group in network.prunable if self._widths)
-        )
-
-
-def choose(network: Network, counts: dict[str, int], settings: PruneSettings, generator: torch.Generator) -> list[Choice]:
-    """The criterion's decision for every group that is to lose channels."""
-    criterion = CRITERIA[settings.criterion or ""]
-    return [
-        criterion(
-            GroupView(
-                group,
-                network.history.of_group(group, settings.window) if settings.criterion == "history" else [],
-                member_norms(network.model, group, settings.norm),
-                settings.distance,
-                generator,
-            ),
-            counts[group.name],
-        )
-        for group in network.prunable
-        if counts[group.name]
-    ]
-
-
-def member_norms(model: nn.Module, group: ChannelGroup, norm: str) -> list[Tensor]:
-    """Each member's filter norms, in the order of the group's units."""
-    layers = layers_of(model)
-    return [filter_norms(layers[m.layer].weight.detach(), norm).cpu()[list(m.channels)] for m in group.members]
-
-
-def penalty_for(network: Network, choices: list[Choice], settings: PruneSettings) -> Callable[[nn.Module], Tensor] | None:
-    """Eq. 8's second term for the chosen pairs, None where the method has none."""
-    if settings.penalty in (None, "none"):
-        return None
-    groups = {group.name: group for group in network.groups}
-    tied = tuple(
-        TiedPair(tuple((m.layer, m.channels[i], m.channels[j]) for m in groups[choice.group].members))
-        for choice in choices
-        for i, j in choice.pairs
-    )
-    function, norms = PENALTIES[settings.penalty], partial(filter_norms, norm=settings.norm)
-    return lambda model: settings.lambda_ * function(model, tied, norms)
-
-
-def operate(network: Network, choices: list[Choice], data: Data, settings: PruneSettings, engine: Engine, note: Note) -> Score:
-    """Remove what was chosen, tell the history, and measure what that alone cost."""
-    groups = {group.name: group for group in network.groups}
-    removal = {c.group: losers(c, member_norms(network.model, groups[c.group], settings.norm)) for c in choices}
-    examples = [_example(network.history, groups[c.group], c, removal[c.group]) for c in choices if c.pairs]
-    widths = {name: layer.weight.shape[0] for name, layer in layers_of(network.model).items()}
-    kept = surgery.remove(network.model, data.shape, removal)
-    for layer, filters in kept.items():
-        network.history.keep(layer, filters)
-        network.removed[layer] = also_removed(network.removed.get(layer, []), widths[layer], filters)
-    reasons = {group.name: (group.prunable, group.reason) for group in network.groups}
-    network.groups = tuple(
-        replace(group, prunable=reasons[group.name][0], reason=reasons[group.name][1])
-        for group in surgery.find_groups(network.model, data.shape, settings.linear)
-    )
-    network.cost = count(network.model, data.shape)
-    score = engine.evaluate(network.model, data.held_out)
-    note(
-        "surgery",
-        removed={name: list(units) for name, units in removal.items()},
-        widths={group.name: group.channels for group in network.prunable},
-        macs=network.cost.macs,
-        params=network.cost.params,
-        top1=score.top1,
-        examples=examples,
-    )
-    return score
-
-
-def also_removed(before: list[int], width: int, kept: list[int]) -> list[int]:
-    """The removed filters of a layer in the dense network's numbering, after the `width` present ones shrank to `kept`."""
-    alive = [c for c in range(width + len(before)) if c not in set(before)]
-    return sorted([*before, *(alive[c] for c in range(width) if c not in set(kept))])
-
-
-def _example(history: NormHistory, group: ChannelGroup, choice: Choice, gone: tuple[int, ...]) -> JsonDict:
-    """The nearest pair of a group with its histories, for the report."""
-    i, j = choice.pairs[0]
-    rows = torch.stack(history.of_group(group)).sum(0)
-    return {
-        "group": group.name,
-        "pair": [i, j],
-        "removed": i if i in gone else j,
-        "histories": [[round(value, 4) for value in rows[:, unit].tolist()] for unit in (i, j)],
-    }
-
-
-class _Trainer:
-    """Training phases of the loop: each epoch goes into the norm history and the journal."""
-
-    def __init__(self, engine: Engine, data: Data, note: Note) -> None:
-        self._engine, self._data, self._note = engine, data, note
-
-    def fit(self, network: Network, epochs: int, phase: str, penalty: Any = None) -> None:
-        def after_epoch(epoch: Epoch) -> None:
+    def observe(self) -> str:
+        """Record a norm history where there is none."""
+        network = self.state.network
+        if self.settings.criterion == "history":
+            if network.history.epochs == 0 or self.state.fit is not None:
+                self._train(self.settings.observe_epochs, "observe")
+        elif network.history.epochs == 0:
             network.history.record(network.model)
-            self._note("epoch", **asdict(epoch))
+        return "choose"
 
-        annealed = "onecycle" if phase == "final" and self._engine.settings.schedule == "constant" else None
-        self._engine.fit(network.model, self._data.train, epochs, phase, penalty, after_epoch, annealed)
+    def choose(self) -> str:
+        """The criterion's decision, or the end of the loop."""
+        state = self.state
+        counts = self.plan.counts(state.kept)
+        done = len(state.iterations)
+        if self.plan.budget.met(state.kept, done) or not any(counts.values()):
+            state.reason = self.plan.budget.ending(state.kept, done)
+            return "final"
+        self._since, state.seconds = time.perf_counter(), 0.0
+        state.network = copy.deepcopy(state.kept)
+        generator = torch.Generator()
+        generator.set_state(state.draws)
+        choices = choose(state.network, counts, self.settings, generator)
+        state.choices, state.draws = self.engine.broadcast((choices, generator.get_state()))
+        return "tie"
+
+    def tie(self) -> str:
+        """Pull the chosen pairs together. Without a penalty this is plain training: every method gets the same schedule."""
+        penalty = penalty_for(self.state.network, self.state.choices, self.settings)
+        self._train(self.settings.tie_epochs, f"tie {self._index}", penalty)
+        return "operate"
+
+    def operate(self) -> str:
+        """Remove what was chosen, and measure what that alone cost."""
+        network, shape = self.state.network, self.data.shape
+        removal = self.engine.broadcast(removal_of(network, self.state.choices, self.settings))
+        examples = examples_of(network, self.state.choices, removal)
+        remove(network, removal, shape, self.settings.linear)
+        self.engine.agree(f"a network after the removals of iteration {self._index}", network.structure())
+        score = self.engine.evaluate(network.model, self.data.held_out)
+        self.state.top1_after_surgery = score.top1
+        self.note(
+            "surgery",
+            iteration=self._index,
+            removed={name: list(units) for name, units in removal.items()},
+            widths={group.name: group.channels for group in network.prunable},
+            macs=network.cost.macs,
+            params=network.cost.params,
+            top1=score.top1,
+            examples=examples,
+            layers=[asdict(layer) for layer in network.cost.layers],
+        )
+        return self._saved("retrain")
+
+    def retrain(self) -> str:
+        """Let the survivors recover."""
+        self._train(self.settings.epochs, f"retrain {self._index}")
+        return "judge"
+
+    def judge(self) -> str:
+        """Keep the network, or take the iteration back and end the loop."""
+        state, network = self.state, self.state.network
+        score = self.engine.evaluate(network.model, self.data.held_out)
+        step = Iteration(
+            index=self._index,
+            macs=network.cost.macs,
+            params=network.cost.params,
+            top1=score.top1,
+            top1_after_surgery=state.top1_after_surgery,
+            epochs=self.settings.epochs,
+            removed=state.kept.filters - network.filters,
+            seconds=round(self._elapsed(), 3),
+            kept=self.engine.broadcast(score.top1 >= self._lowest),
+        )
+        self.note("iteration", **asdict(step))
+        self.engine.progress.say(_line(step, self._dense_score, self.plan, network))
+        state.iterations.append(step)
+        if step.kept:
+            state.kept = network
+            return self._saved("choose")
+        state.network = state.kept
+        state.reason = f"iteration {step.index} lost more than the allowed {self.settings.max_drop:g} points"
+        return self._saved("final")
+
+    def final(self) -> str:
+        """The last retraining, annealed to zero."""
+        state = self.state
+        if self._kept_iterations:
+            if state.fit is None:
+                state.network = copy.deepcopy(state.kept)
+            annealed = "onecycle" if self.settings.schedule == "constant" else None
+            self._train(self.settings.final_epochs, "final", schedule=annealed)
+        return "accept"
+
+    def accept(self) -> str:
+        """Judge the last retraining too: one that lost more than allowed is taken back."""
+        state = self.state
+        state.held_out = self.engine.evaluate(state.network.model, self.data.held_out)
+        if self._kept_iterations and self.engine.broadcast(state.held_out.top1 < self._lowest):
+            state.network = state.kept
+            state.reason += "; the last retraining lost accuracy and was taken back"
+            state.held_out = self.engine.evaluate(state.network.model, self.data.held_out)
+        state.kept = state.network
+        return self._saved(DONE)
+
+    @property
+    def _index(self) -> int:
+        return len(self.state.iterations) + 1
+
+    @property
+    def _kept_iterations(self) -> int:
+        return sum(step.kept for step in self.state.iterations)
+
+    @property
+    def _dense_score(self) -> Score:
+        assert self.state.dense is not None
+        return self.state.dense
+
+    @property
+    def _lowest(self) -> float:
+        return self._dense_score.top1 - self.settings.max_drop
+
+    def _train(self, epochs: int, phase: str, penalty: Penalty | None = None, schedule: str | None = None) -> None:
+        """A training phase: each epoch goes into the norm history, the journal and the state."""
+        network = self.state.network
+
+        def after_epoch(epoch: Epoch, fit: FitState) -> None:
+            network.history.record(network.model)
+            self.note("epoch", **asdict(epoch))
+            self.state.fit = fit
+            self._save()
+
+        fit = self.state.fit
+        self.engine.fit(network.model, self.data.train, epochs, phase, penalty, after_epoch, schedule, fit)
+        self.state.fit = None
+
+    def _elapsed(self) -> float:
+        """Seconds spent on this iteration, those before an interruption included."""
+        now = time.perf_counter()
+        self.state.seconds += now - self._since
+        self._since = now
+        return self.state.seconds
+
+    def _save(self) -> None:
+        self._elapsed()
+        self.state.epochs = self.engine.epochs_done
+        self.store.save(self.state)
+
+    def _saved(self, stage: str) -> str:
+        """The next stage, after the state was saved as standing before it."""
+        self.state.stage = stage
+        self._save()
+        return stage
+
+    def _recover(self, error: DivergedError) -> None:
+        """Go back to the last saved state with a lower learning rate; if that was tried, end with the last kept network."""
+        if self.state.lr_scale < 1:
+            self.state.network, self.state.fit = self.state.kept, None
+            self.state.diverged = f"{error.message}, also with a lowered learning rate"
+            self.state.reason = self.state.diverged
+            self.state.held_out = self.engine.evaluate(self.state.kept.model, self.data.held_out)
+            self._saved(DONE)
+            return
+        content = self.engine.broadcast(self.store.load() if processes.is_main() else None)
+        assert content is not None
+        self.state = State.from_content(content, self._dense, self.data.shape)
+        self.state.lr_scale = self.engine.lr_scale = LOWERED
+        self.engine.epochs_done = self.state.epochs
+        lowered = self.settings.lr * LOWERED
+        self.engine.progress.warn(f"{error.message}: back to the last saved state, with a learning rate of {lowered:.2g}")
+        self.note("diverged", message=error.message, lr=lowered)
+        self._save()
+
+    def _outcome(self) -> Outcome:
+        state = self.state
+        assert state.held_out is not None
+        return Outcome(
+            state.network,
+            tuple(state.iterations),
+            self.plan.budget.satisfied(state.network, self._kept_iterations),
+            state.epochs,
+            self._dense_score,
+            state.held_out,
+            state.reason,
+            state.diverged,
+        )
 
 
-def _line(step: Iteration, dense: Score, cost: NetworkCost, network: Network) -> str:
+def _line(step: Iteration, dense: Score, plan: Plan, network: Network) -> str:
+    cost = plan.budget.dense_cost
     widths = ",".join(str(group.channels) for group in network.prunable[:6]) + ("..." if len(network.prunable) > 6 else "")
     return (
         f"iteration {step.index}: MACs {step.macs / cost.macs:.1%}, parameters {step.params / cost.params:.1%}, "

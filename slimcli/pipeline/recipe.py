@@ -12,13 +12,18 @@ import os
 import re
 import time
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from slimcli import processes
 from slimcli.errors import SettingsError, suggest
 from slimcli.pipeline import job
-from slimcli.pipeline.train import train
+from slimcli.pipeline.resume import folder_of
+from slimcli.pipeline.train import Trained, train
+from slimcli.pipeline.train import resume as resume_training
 from slimcli.progress import Progress
 from slimcli.pruning import methods
 from slimcli.records import JsonDict
@@ -40,70 +45,150 @@ class RecipeResult:
 
 
 @dataclass(frozen=True)
+class _Step:
+    name: str
+    settings: TrainSettings | PruneSettings
+    labels: JsonDict
+
+
+@dataclass(frozen=True)
 class _Recipe:
     path: Path
-    train: TrainSettings | None
-    prunes: list[tuple[JsonDict, PruneSettings]]
+    steps: tuple[_Step, ...]
     card: JsonDict | None
 
+    @property
+    def several(self) -> bool:
+        """Whether the steps have folders of their own."""
+        return len(self.steps) > 1 or self.card is not None
 
-def run_recipe(path: Path, out: Path | None = None, progress: Progress | None = None, overwrite: bool = False) -> RecipeResult:
-    """Carry out the recipe: one step directly in the run folder, several in `train/`, `prune-1/`, ... below it.
+    def folder_of(self, step: _Step, folder: Path) -> Path:
+        """Where the step's run goes."""
+        return folder / step.name if self.several else folder
 
-    All settings and folders are checked before the first step. Raises an `InputError`, or what a step raises. A recipe is
-    trusted like a Makefile: it may name code (`arch = "file.py:build"`, `trust_pickle = true`), so read one before you run it.
+    def to_toml(self) -> JsonDict:
+        """The recipe as it can be repeated and gone on with from elsewhere."""
+        tables: JsonDict = {"prune": []}
+        for step in self.steps:
+            table = step.labels | step.settings.to_recipe()
+            if isinstance(step.settings, TrainSettings):
+                tables["train"] = table
+            else:
+                tables["prune"].append({key: value for key, value in table.items() if (key, value) != ("model", "")})
+        if self.card is not None:
+            tables["card"] = self.card | {"recipe": str(self.path.resolve())}
+        return tables
+
+
+def run_recipe(
+    path: Path, out: Path | None = None, progress: Progress | None = None, overwrite: bool = False
+) -> RecipeResult | None:
+    """Carry out the recipe: one step without a card directly in the run folder; else in `train/`, `prune-1/`, ... below it.
+
+    All settings and folders are checked before the first step. Raises an `InputError`, or what a step raises. None in a
+    process that only helps process 0. A recipe is trusted like a Makefile: it may name code (`arch = "file.py:build"`,
+    `trust_pickle = true`), so read one before you run it.
     """
     progress = progress or Progress()
     recipe = _read(path)
-    count = len(recipe.prunes) + (recipe.train is not None)
-    folder = out or _default_folder(recipe, alone=count == 1)
-    names = ["train"] * (recipe.train is not None) + [f"prune-{index}" for index in range(1, len(recipe.prunes) + 1)]
-    for name in names:
-        RunDir(folder if count == 1 else folder / name).check_free(overwrite)
-    steps: list[JsonDict] = []
-    shortfalls: list[str] = []
-    model = ""
-    if recipe.train is not None:
-        step_folder = RunDir(folder if count == 1 else folder / "train")
-        started = time.perf_counter()
-        metrics = train(recipe.train, step_folder, progress, overwrite)
-        steps.append(_step("train", step_folder, started, metrics, {}))
-        model = str(step_folder.model)
-    for index, (labels, settings) in enumerate(recipe.prunes, start=1):
-        step_folder = RunDir(folder if count == 1 else folder / f"prune-{index}")
-        started = time.perf_counter()
-        chosen = settings if settings.model else _with_model(settings, model)
-        result = job.run(chosen, step_folder.path, progress, overwrite)
-        steps.append(_step(f"prune-{index}", step_folder, started, result.metrics, labels))
-        shortfalls += [result.shortfall] if result.shortfall else []
-        model = str(step_folder.model)
-    written = None
+    folder = out or _default_folder(recipe)
+    if processes.is_main():
+        for step in recipe.steps:
+            RunDir(recipe.folder_of(step, folder)).check_free(overwrite)
+        if out is None and recipe.several:
+            processes.command += ["-o", str(folder)]  # a helper would find this folder taken, and name another one
+    if not (recipe.several and processes.is_main()):
+        return _Steps(recipe, folder, None, progress, overwrite).carry_out()
+    with RunDir(folder).create(recipe.to_toml(), overwrite) as container:
+        return _Steps(recipe, folder, container, progress, overwrite).carry_out()
+
+
+def resume_recipe(
+    folder: Path, changes: Mapping[str, Any] | None = None, progress: Progress | None = None
+) -> RecipeResult | None:
+    """Go on with a recipe in the run folder that `run_recipe` made: finished steps are left alone."""
+    progress = progress or Progress()
+    container, changes = folder_of(folder), changes or {}
+    recipe = _read(container.recipe)
     if recipe.card is not None:
-        written = card.write(path.parent / recipe.card["file"], recipe.card, path, steps)
-    return RecipeResult(folder, steps, shortfalls, written)
+        recipe = replace(recipe, path=Path(recipe.card.get("recipe", recipe.path)))
+    if not (recipe.several and processes.is_main()):
+        return _Steps(recipe, folder, None, progress, changes=changes).carry_out()
+    with container.reopen():
+        return _Steps(recipe, folder, container, progress, changes=changes).carry_out()
 
 
-def _step(name: str, folder: RunDir, started: float, metrics: JsonDict, labels: JsonDict) -> JsonDict:
-    return {
-        "step": name,
-        "path": str(folder.path),
-        "seconds": round(time.perf_counter() - started, 1),
-        "metrics": metrics,
-        **labels,
-    }
+class _Steps:
+    """The steps of a recipe one after the other; the container's journal says which are finished."""
+
+    def __init__(
+        self,
+        recipe: _Recipe,
+        folder: Path,
+        container: RunDir | None,
+        progress: Progress,
+        overwrite: bool = False,
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.recipe, self.folder, self.container, self.progress = recipe, folder, container, progress
+        self.overwrite, self.changes = overwrite, changes
+        self._finished: dict[str, JsonDict] = {}
+        if changes is not None and recipe.several:
+            steps = (event for event in RunDir(folder).read_journal() if event["event"] == "step")
+            self._finished = {step["step"]: step for step in steps}
+
+    def carry_out(self) -> RecipeResult | None:
+        """Each step starts from the network that the one before it left."""
+        steps: list[JsonDict] = []
+        model = ""
+        for step in self.recipe.steps:
+            run = RunDir(self.recipe.folder_of(step, self.folder))
+            done = self._finished.get(step.name) or self._carry_out(step, run, model)
+            steps += [done] if done else []
+            model = str(run.model)
+        if not processes.is_main():
+            return None
+        card_path = None
+        if self.recipe.card is not None:
+            wanted = self.recipe.card
+            card_path = card.write(self.recipe.path.parent / wanted["file"], wanted, self.recipe.path, steps)
+        shortfalls = [step["shortfall"] for step in steps if step["shortfall"]]
+        return RecipeResult(self.folder, steps, shortfalls, card_path)
+
+    def _carry_out(self, step: _Step, run: RunDir, model: str) -> JsonDict | None:
+        started = time.perf_counter()
+        again = self.changes is not None and run.recipe.exists()
+        result: Trained | job.Result | None
+        if isinstance(step.settings, TrainSettings):
+            settings = replace(step.settings, **(self.changes or {}))
+            train_again = partial(resume_training, run.path, self.changes, self.progress)
+            result = train_again() if again else train(settings, run, self.progress, self.overwrite)
+        else:
+            chosen = replace(step.settings, model=step.settings.model or model, **(self.changes or {}))
+            prune_again = partial(job.resume, run.path, self.changes, self.progress)
+            result = prune_again() if again else job.run(chosen, run.path, self.progress, self.overwrite)
+        if result is None:
+            return None
+        facts = {
+            "step": step.name,
+            "path": str(run.path),
+            "seconds": round(time.perf_counter() - started, 1),
+            "metrics": result.metrics,
+            "shortfall": result.shortfall,
+            **step.labels,
+        }
+        if self.container is not None:
+            self.container.append("step", **facts)
+        return facts
 
 
-def _default_folder(recipe: _Recipe, alone: bool) -> Path:
+def _default_folder(recipe: _Recipe) -> Path:
     if recipe.path.name != "recipe.toml":
         return free_path(Path("runs") / recipe.path.stem)
-    if alone and recipe.train is not None:
-        return default_path(recipe.train.arch, "train")
-    first = recipe.prunes[0][1] if recipe.prunes else None
-    return default_path((first and first.arch) or "recipe", first.method if first else "run")
-
-
-def _with_model(settings: PruneSettings, model: str) -> PruneSettings:
-    return PruneSettings.from_recipe(settings.to_recipe() | {"model": model})
+    first = recipe.steps[0].settings
+    if isinstance(first, TrainSettings):
+        return default_path(first.arch, "train" if len(recipe.steps) == 1 else "run")
+    return default_path(first.arch or "recipe", first.method)
 
 
 def _read(path: Path) -> _Recipe:
@@ -121,18 +206,16 @@ def _read(path: Path) -> _Recipe:
     for table in (*tables, content.get("train", {}), content.get("card", {})):
         if not isinstance(table, dict):
             raise SettingsError(f"{path}: {table!r} stands where a table is wanted", "write [train], [[prune]] or [card]")
-    train_settings = TrainSettings.from_recipe(content["train"]) if "train" in content else None
-    prunes = [_prune(table, path) for table in tables]
-    for _, settings in prunes:
-        methods.resolve(settings)
-    if train_settings is None and not prunes:
+    steps = [_Step("train", TrainSettings.from_recipe(content["train"]), {})] if "train" in content else []
+    steps += [_prune(table, path, f"prune-{index}") for index, table in enumerate(tables, start=1)]
+    if not steps:
         raise SettingsError(f"{path} has nothing to do", "it needs a table [train] or [[prune]]")
-    if train_settings is None and not prunes[0][1].model:
+    if isinstance(steps[0].settings, PruneSettings) and not steps[0].settings.model:
         raise SettingsError(f"{path}: the first [[prune]] has nothing to start from", "name its model, or add [train]")
     wanted = content.get("card")
     if wanted is not None:
-        _check_card(path, str(wanted.get("file", "")))
-    return _Recipe(path, train_settings, prunes, wanted)
+        _check_card(Path(wanted.get("recipe", path)), str(wanted.get("file", "")))
+    return _Recipe(path, tuple(steps), wanted)
 
 
 def _check_card(recipe: Path, name: str) -> None:
@@ -144,11 +227,13 @@ def _check_card(recipe: Path, name: str) -> None:
         raise SettingsError(f"{existing} exists and is no result card", "name another file in [card]")
 
 
-def _prune(table: JsonDict, path: Path) -> tuple[JsonDict, PruneSettings]:
+def _prune(table: JsonDict, path: Path, name: str) -> _Step:
     labels: JsonDict = {key: table.pop(key) for key in ("name", "reference") if key in table}
     if "model" in table:
         table["model"] = str(path.parent / table["model"])
-    return labels, PruneSettings.from_recipe(table)
+    settings = PruneSettings.from_recipe(table)
+    methods.resolve(settings)
+    return _Step(name, settings, labels)
 
 
 def _expand(value: Any, path: Path) -> Any:

@@ -2,39 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from torch import nn
-
+from slimcli import processes
 from slimcli.data.loaders import Data
 from slimcli.data.sources import absolute, open_data
 from slimcli.environment import environment
-from slimcli.errors import DivergedError, Terminated
+from slimcli.errors import DivergedError
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import count
+from slimcli.pipeline.prune import LOWERED
+from slimcli.pipeline.resume import check_data, folder_of, read_state, resumable, settings_of
 from slimcli.pipeline.subject import check_takes
 from slimcli.progress import Progress
 from slimcli.pruning.history import NormHistory
-from slimcli.records import JsonDict
+from slimcli.records import JsonDict, Score
 from slimcli.rundir import RunDir
 from slimcli.settings import TrainSettings
-from slimcli.training.engine import Engine, Epoch
+from slimcli.training.engine import Engine, Epoch, FitState
 
 
-def train(settings: TrainSettings, run: RunDir, progress: Progress | None = None, overwrite: bool = False) -> JsonDict:
-    """Train `settings.arch` into the run folder and return its metrics.
+@dataclass(frozen=True)
+class Trained:
+    """Where the network is and what was measured. `shortfall` says how the loss was lost; empty where it was not."""
 
-    After every epoch the network so far is in `state/last.pt`; `DivergedError` names it when the loss is lost.
+    folder: RunDir
+    metrics: JsonDict
+    shortfall: str
+
+
+def train(settings: TrainSettings, run: RunDir, progress: Progress | None = None, overwrite: bool = False) -> Trained | None:
+    """Train `settings.arch` into the run folder. None in a process that only helps process 0.
+
+    After every epoch the network so far is in `state/last.pt`, and the run can go on from there (`resume`).
     """
     progress = progress or Progress()
-    run.check_free(overwrite)
-    engine = Engine(settings, progress)
-    data = open_data(settings, batch_size=settings.batch_size, seed=settings.seed, device=str(engine.device))
-    model = resolve.build(settings.arch, data.classes, data.shape).to(engine.device)
-    check_takes(model, data, settings.arch)
-    with run.create({"train": _resolved(settings, data).to_recipe()}, overwrite):
-        return _carry_out(settings, run, engine, data, model)
+    if processes.is_main():
+        run.check_free(overwrite)
+    job = _Job(settings, progress)
+    if not processes.is_main():
+        return job.carry_out(None)
+    with resumable(run, "train", progress), run.create({"train": _resolved(settings, job.data).to_recipe()}, overwrite):
+        return job.carry_out(run)
+
+
+def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Trained | None:
+    """Go on with a run from its last epoch; `changes` are settings of how and where to compute. None as in `train`."""
+    progress = progress or Progress()
+    run = folder_of(path)
+    settings = settings_of(run, TrainSettings, changes or {})
+    last = (run.read_journal() or [{}])[-1]
+    if last.get("event") == "finished":
+        progress.say(f"the run in {path} is complete: nothing to go on with")
+        return Trained(run, run.read_metrics(), last["shortfall"])
+    if not processes.is_main():
+        return _Job(settings, Progress(), read_state(run, Progress()), run).carry_out(None)
+    with resumable(run, "train", progress), run.reopen():
+        content = read_state(run, progress)
+        job = _Job(settings, progress, content, run)
+        progress.say(
+            f"going on after epoch {job.epochs_done}" if content else "no epoch was saved yet: starting from the beginning"
+        )
+        run.cut_journal(content["journal"] if content else 0)
+        if content:
+            run.append("resumed", time=time.time(), **(changes or {}))
+        return job.carry_out(run)
 
 
 def _resolved(settings: TrainSettings, data: Data) -> TrainSettings:
@@ -50,53 +87,130 @@ def _resolved(settings: TrainSettings, data: Data) -> TrainSettings:
     )
 
 
-def _carry_out(settings: TrainSettings, run: RunDir, engine: Engine, data: Data, model: nn.Module) -> JsonDict:
-    cost = count(model, data.shape)
-    history = NormHistory(model, settings.norm)
+class _Job:
+    """A checked training, from its first epoch or from a saved state."""
 
-    def snapshot(metrics: JsonDict) -> Checkpoint:
+    def __init__(
+        self, settings: TrainSettings, progress: Progress, content: JsonDict | None = None, run: RunDir | None = None
+    ) -> None:
+        self.settings = settings
+        self.engine = Engine(settings, progress if processes.is_main() else Progress())
+        self.data = open_data(settings, batch_size=settings.batch_size, seed=settings.seed, device=str(self.engine.device))
+        self.model = resolve.build(settings.arch, self.data.classes, self.data.shape).to(self.engine.device)
+        check_takes(self.model, self.data, settings.arch)
+        self.history = NormHistory(self.model, settings.norm)
+        self.fit: FitState | None = None
+        self.new = content is None
+        if content is not None and run is not None:
+            check_data(content, self.data.fingerprint, run, self.data.name)
+            self._take(content)
+        self.engine.launch()
+        self.engine.agree("data", self.data.fingerprint)
+        self.model.load_state_dict(self.engine.broadcast(checkpoint.at_rest(self.model.state_dict())))
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs of the training lie behind."""
+        return self.fit.epochs if self.fit else 0
+
+    def _take(self, content: Mapping[str, Any]) -> None:
+        """Stand where the saved state stood."""
+        self.model.load_state_dict(content["state_dict"])
+        self.history.layers = NormHistory.from_state_dict(content["history"]).layers
+        self.fit = FitState(**content["resume"]["fit"]) if content["resume"]["fit"] else None
+        self.engine.epochs_done, self.engine.lr_scale = self.epochs_done, content["resume"]["lr_scale"]
+
+    def carry_out(self, run: RunDir | None) -> Trained | None:
+        """Train to the end, measure, and (in process 0, which has the run folder) write what came of it."""
+        if run is not None and self.new:
+            self._note_start(run)
+            self._save(run)
+        lost = self._fit(run)
+        held_out, test = (self.engine.evaluate(self.model, split) for split in (self.data.held_out, self.data.test))
+        trained = self._finish(run, held_out, test, lost) if run is not None else None
+        self.engine.wait_for_all()
+        return trained
+
+    def _fit(self, run: RunDir | None) -> str:
+        """Every epoch that is left; once back to the last good one with a lower learning rate. Says how the loss was lost."""
+
+        def after_epoch(epoch: Epoch, fit: FitState) -> None:
+            self.history.record()
+            self.fit = fit
+            if run is not None:
+                run.append("epoch", **asdict(epoch))
+                self._save(run)
+
+        while True:
+            try:
+                self.engine.fit(
+                    self.model, self.data.train, self.settings.epochs, "train", after_epoch=after_epoch, done=self.fit
+                )
+                return ""
+            except DivergedError as error:
+                content = read_state(run, Progress()) if run is not None else None
+                lowered = self.engine.lr_scale < 1
+                self._take(self.engine.broadcast(content or {}))
+                if lowered and not self.epochs_done:
+                    raise
+                if lowered:
+                    return f"{error.message}, also with a lowered learning rate; the network is that of epoch {self.epochs_done}"
+                self.engine.lr_scale = LOWERED
+                lr = self.settings.lr * LOWERED
+                self.engine.progress.warn(f"{error.message}: back to the last epoch, with a learning rate of {lr:.2g}")
+                if run is not None:
+                    run.append("diverged", message=error.message, lr=lr)
+                    self._save(run)
+
+    def _note_start(self, run: RunDir) -> None:
+        for note in self.data.notes:
+            self.engine.progress.warn(note)
+        run.append(
+            "start",
+            arch=self.settings.arch,
+            data=self.data.name,
+            dense=asdict(count(self.model, self.data.shape)),
+            epochs=self.settings.epochs,
+            environment=environment(),
+            time=time.time(),
+        )
+
+    def _snapshot(self, metrics: JsonDict) -> Checkpoint:
         return Checkpoint(
-            state_dict=model.state_dict(),
-            arch=settings.arch,
-            classes=data.classes,
-            input_shape=data.shape,
-            mean=data.mean,
-            std=data.std,
-            data=data.spec,
-            history=history.state_dict(),
+            state_dict=self.model.state_dict(),
+            arch=self.settings.arch,
+            classes=self.data.classes,
+            input_shape=self.data.shape,
+            mean=self.data.mean,
+            std=self.data.std,
+            data=self.data.spec,
+            history=self.history.state_dict(),
             metrics=metrics,
         )
 
-    def after_epoch(epoch: Epoch) -> None:
-        history.record()
-        run.append("epoch", **asdict(epoch))
-        checkpoint.save(run.last_good, snapshot({}))
+    def _save(self, run: RunDir) -> None:
+        fit = {"epochs": self.fit.epochs, "optimizer": self.fit.optimizer} if self.fit else None
+        content = checkpoint.content_of(self._snapshot({})) | {
+            "resume": {"fit": fit, "lr_scale": self.engine.lr_scale},
+            "fingerprint": self.data.fingerprint,
+            "journal": run.journal_size(),
+        }
+        run.save_state(checkpoint.to_bytes(content))
 
-    try:
-        engine.fit(model, data.train, settings.epochs, "train", after_epoch=after_epoch)
-    except DivergedError as error:
-        raise _with_last_good(error, run) from error
-    except (KeyboardInterrupt, Terminated):
-        if run.last_good.exists():
-            engine.progress.say(f"the last good network is {run.last_good}")
-        raise
-    held_out, test = engine.evaluate(model, data.held_out), engine.evaluate(model, data.test)
-    measured = {"top1": test.top1, "loss": test.loss, "macs": cost.macs, "params": cost.params}
-    checkpoint.save(run.model, snapshot(measured))
-    metrics = {
-        "schema": 1,
-        "arch": settings.arch,
-        "data": data.name,
-        "epochs": settings.epochs,
-        "dense": measured | {"file_bytes": None},
-        "held_out": asdict(held_out),
-        "environment": environment(),
-    }
-    run.append("end", **measured)
-    run.write_metrics(metrics)
-    return metrics
-
-
-def _with_last_good(error: DivergedError, run: RunDir) -> DivergedError:
-    kept = f"; the last good network is {run.last_good}" if run.last_good.exists() else ""
-    return DivergedError(error.message + kept, error.hint)
+    def _finish(self, run: RunDir, held_out: Score, test: Score, lost: str) -> Trained:
+        cost = count(self.model, self.data.shape)
+        measured = {"top1": test.top1, "loss": test.loss, "macs": cost.macs, "params": cost.params}
+        checkpoint.save(run.model, self._snapshot(measured))
+        metrics = {
+            "schema": 1,
+            "arch": self.settings.arch,
+            "data": self.data.name,
+            "epochs": self.epochs_done,
+            "dense": measured | {"file_bytes": None},
+            "held_out": asdict(held_out),
+            "environment": environment(),
+        }
+        run.append("end", **measured, samples=test.samples, held_out=asdict(held_out))
+        run.write_metrics(metrics)
+        run.append("finished", shortfall=lost)
+        return Trained(run, metrics, lost)

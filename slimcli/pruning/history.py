@@ -9,11 +9,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from slimcli.disk import write_atomically
 from slimcli.errors import CheckpointError, SettingsError
 from slimcli.networks import checkpoint
 from slimcli.networks.cost import layers_of
 from slimcli.records import ChannelGroup
-from slimcli.rundir import write_atomically
 from slimcli.settings import NORMS
 
 _ORDERS = {"l1": 1, "l2": 2}
@@ -116,7 +116,7 @@ class NormHistory:
 
     def save(self, path: str | Path) -> None:
         """Write the history alone to a file, which `slim prune --history FILE` reads."""
-        write_atomically(Path(path), lambda temporary: torch.save({"history": self.state_dict()}, temporary))
+        write_atomically(Path(path), checkpoint.to_bytes({"history": self.state_dict()}))
 
     @classmethod
     def from_files(cls, paths: Iterable[str | Path], like: nn.Module, norm: str = "l1") -> Self:

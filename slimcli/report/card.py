@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from slimcli.disk import write_atomically
 from slimcli.records import JsonDict
-from slimcli.rundir import write_atomically
 
 SIGNATURE = "Written by `slim run"
 
@@ -29,7 +29,7 @@ def write(path: Path, wanted: JsonDict, recipe: Path, steps: Sequence[JsonDict])
         *_latency_terms(steps),
         "",
     ]
-    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines)))
+    write_atomically(path, "\n".join(lines).encode())
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from slimcli.errors import RunDirError
 from slimcli.report import formats
 from slimcli.report.html import write_page
-from slimcli.report.result import Result, read
+from slimcli.report.result import Result, read_pruned
 from slimcli.report.svg import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION, Plot, line
 from slimcli.rundir import RunDir
 
@@ -22,10 +23,10 @@ MARKERS = ("o", "s", "^", "v", "P", "X", "*")  # one more than the colours: a co
 
 
 def compare(runs: Sequence[RunDir], path: Path) -> Path:
-    """Write one page on several pruning runs; `RunDirError` where a folder holds no result."""
+    """Write one page on several pruning runs, finished or not; `RunDirError` where a folder holds none."""
     if not runs:
         raise RunDirError("there is no run to compare", "name one or more folders that `slim prune` wrote")
-    results = _named([read(run) for run in runs])
+    results = _named([read_pruned(run) for run in runs])
     table = [row(result) for result in results]
     return write_page(
         path,
@@ -45,8 +46,8 @@ def row(result: Result) -> dict[str, str]:
     return {
         "run": result.name,
         "method": str(metrics.get("method", "")),
-        "top-1": f"{slim['top1']:.2f} %",
-        "change (points)": formats.signed(slim["top1"] - result.dense["top1"]),
+        "top-1": f"{slim['top1']:.2f} %" if result.finished else "unfinished",
+        "change (points)": formats.signed(slim["top1"] - result.dense["top1"]) if result.finished else "",
         "MACs kept": formats.percent(result.kept("macs")),
         "parameters kept": formats.percent(result.kept("params")),
         "file size": formats.size(slim["file_bytes"]) if slim.get("file_bytes") else "",
@@ -82,8 +83,8 @@ def _draw(figure: Figure, results: Sequence[Result]) -> None:
     for result, color, marker in zip(results, cycle(COLORS), cycle(MARKERS), strict=False):
         steps = [(100 * step["macs"] / result.dense["macs"], step["top1"]) for step in result.kept_iterations]
         line(axes, steps, "", color=color, linewidth=1, alpha=0.5, marker=".", markersize=3)
-        end = [(100 * result.kept("macs"), result.slim["top1"])]
-        line(axes, end, result.name, color=color, marker=marker, markersize=9, markeredgecolor=INK, linestyle="")
+        end = (100 * result.kept("macs"), result.slim["top1"]) if result.finished else (math.nan, math.nan)
+        line(axes, [end], result.name, color=color, marker=marker, markersize=9, markeredgecolor=INK, linestyle="")
     dense = [(100, top1) for top1 in sorted({result.dense["top1"] for result in results})]
     line(axes, dense, "dense", color=INK, marker="D", markersize=7, markerfacecolor="none", linestyle="")
     axes.set(xlabel="MACs kept (%)", ylabel="top-1 (%)", xlim=(0, 104))

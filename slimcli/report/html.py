@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from slimcli.rundir import write_atomically
+from slimcli.disk import write_atomically
 
 
 def write_page(path: Path, template: str, **values: object) -> Path:
@@ -19,5 +19,5 @@ def write_page(path: Path, template: str, **values: object) -> Path:
         lstrip_blocks=True,
     )
     html = environment.get_template(template).render(values)
-    write_atomically(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    write_atomically(path, html.encode())
     return path

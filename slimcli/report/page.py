@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from slimcli.records import JsonDict
 from slimcli.report import formats
 from slimcli.report.html import write_page
 from slimcli.report.plots import plots
@@ -11,47 +12,82 @@ from slimcli.report.result import Result, headline, read
 from slimcli.rundir import RunDir
 
 BUDGETS = ("macs", "params", "widths", "iterations", "latency")
+NOT_YET = "not measured yet"
 
 Row = tuple[str, str, str, str]
 
 
 def write(run: RunDir) -> Path:
-    """Write `report.html` into the run folder: one file that needs nothing else. `RunDirError` where there is no result."""
+    """Write `report.html` into the run folder: one file that needs nothing else.
+
+    The run may be unfinished, or one of `slim train`; `RunDirError` where it has not begun.
+    """
     result = read(run)
     return write_page(
         run.report,
         "page.html.j2",
         metrics=result.metrics,
         recipe=result.recipe,
+        subject=subject(result),
         headline=headline(result),
+        head=("", "dense", "slim", "change") if result.pruned else ("", "network"),
         summary=summary(result),
         terms=_terms(result),
+        ended="How the run ended" if result.finished else "Where the run is",
         ending=_ending(result),
+        next_step=result.next_step,
         frozen=_frozen(result),
         plots=plots(result),
     )
 
 
-def summary(result: Result) -> list[Row]:
-    """What was measured: its name, dense, slim, change. What the run did not measure is left out."""
+def subject(result: Result) -> str:
+    """What was done to which network."""
+    metrics = result.metrics
+    done = f"pruned with {metrics['method']}" if result.pruned else "trained"
+    return f"{metrics['arch']} on {metrics['data']}, {done}"
+
+
+def summary(result: Result) -> list[tuple[str, ...]]:
+    """What was measured: its name, dense, slim, change (of a training run its name and value).
+
+    What the run did not measure is left out; what it has yet to measure says so.
+    """
     dense, slim = result.dense, result.slim
-    rows = [
-        ("top-1", f"{dense['top1']:.2f} %", f"{slim['top1']:.2f} %", f"{formats.signed(slim['top1'] - dense['top1'])} points"),
-        ("loss", f"{dense['loss']:.4f}", f"{slim['loss']:.4f}", formats.signed(slim["loss"] - dense["loss"], 4)),
-        ("MACs", f"{dense['macs']:,}", f"{slim['macs']:,}", formats.change(dense["macs"], slim["macs"])),
-        ("parameters", f"{dense['params']:,}", f"{slim['params']:,}", formats.change(dense["params"], slim["params"])),
-    ]
+    counts = (("MACs", "macs"), ("parameters", "params"))
+    if not result.pruned:
+        scores = (("top-1", _top1(dense.get("top1"))), ("loss", _loss(dense.get("loss"))))
+        return [*scores, *((name, f"{dense[key]:,}") for name, key in counts)]
+    rows: list[tuple[str, ...]] = [_top1_row("top-1", dense, slim)]
+    if not result.finished:
+        rows.append(_top1_row("top-1, held out", *(result.metrics["held_out"][side] for side in ("dense", "slim"))))
+    more = formats.signed(slim["loss"] - dense["loss"], 4) if result.finished else ""
+    rows.append(("loss", _loss(dense["loss"]), _loss(slim["loss"]), more))
+    rows += [(name, f"{dense[key]:,}", f"{slim[key]:,}", formats.change(dense[key], slim[key])) for name, key in counts]
     if dense.get("file_bytes") and slim.get("file_bytes"):
         before, after = dense["file_bytes"], slim["file_bytes"]
         rows.append(("file size (ONNX)", formats.size(before), formats.size(after), formats.change(before, after)))
     return rows + _latency_rows(result)
 
 
-def _latency_rows(result: Result) -> list[Row]:
+def _top1_row(name: str, dense: JsonDict, slim: JsonDict) -> Row:
+    change = "" if slim["top1"] is None else f"{formats.signed(slim['top1'] - dense['top1'])} points"
+    return name, _top1(dense["top1"]), _top1(slim["top1"]), change
+
+
+def _top1(value: float | None) -> str:
+    return NOT_YET if value is None else f"{value:.2f} %"
+
+
+def _loss(value: float | None) -> str:
+    return NOT_YET if value is None else f"{value:.4f}"
+
+
+def _latency_rows(result: Result) -> list[tuple[str, ...]]:
     before, after = result.dense.get("latency_ms"), result.slim.get("latency_ms")
     if not before or not after:
         return []
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             f"latency, {key}",
             formats.milliseconds(before[key]),
@@ -69,12 +105,14 @@ def _terms(result: Result) -> list[str]:
     """What the table's numbers were measured on."""
     images = f"the {formats.plural(result.test_samples, 'image')} of the test split" if result.test_samples else "the test split"
     sentences = [f"Top-1 and loss are measured on {images}; MACs are for one image."]
+    if not result.finished and result.pruned:
+        sentences.append("Slim is the last network that was kept so far; it is measured on the test split when the run ends.")
     if latency := result.slim.get("latency_ms"):
         sentences.append(
             f"Latency: {latency['provider']}, {formats.plural(latency['threads'], 'thread')}, batch {latency['batch']}, "
             f"{formats.plural(latency['runs'], 'run')} of each network, interleaved."
         )
-    else:
+    elif result.pruned:
         sentences.append("Latency was not measured.")
     if "speedup" in result.metrics:
         sentences.append("The speedup is the ratio of the p50s, beside it its 95 % interval.")
@@ -85,17 +123,21 @@ def _terms(result: Result) -> list[str]:
 
 
 def _ending(result: Result) -> list[str]:
-    """Why the run ended, and what became of its budget."""
+    """Why the run ended or where it is, and what became of its budget."""
     metrics, settings = result.metrics, result.settings
-    sentences = [f"It ended because {metrics['reason']}."] if metrics.get("reason") else []
+    sentences = []
+    if metrics.get("reason"):
+        sentences.append(f"It ended because {metrics['reason']}." if result.finished else f"It is {metrics['reason']}.")
     budget = ", ".join(f"{key} {settings[key]}" for key in BUDGETS if key in settings)
     if budget:
-        sentences.append(f"The budget ({budget}) was {'met' if metrics.get('budget_met') else 'not met'}.")
+        became = "was met" if metrics.get("budget_met") else "was not met" if result.finished else "is not met yet"
+        sentences.append(f"The budget ({budget}) {became}.")
     elif "max_drop" in settings:
         allowed = f"{settings['max_drop']:g} points"
         sentences.append(f"No budget was set: the run was to go on until held-out top-1 fell by more than {allowed}.")
     if "epochs" in metrics:
-        sentences.append(f"It used {formats.plural(metrics['epochs'], 'epoch')} of training.")
+        used = metrics["epochs"] if result.finished or result.pruned else len(result.of_kind("epoch"))
+        sentences.append(f"It used {formats.plural(used, 'epoch')} of training.")
     return sentences
 
 

@@ -14,7 +14,13 @@ from slimcli.report.result import Result
 from slimcli.report.svg import GREEN, INK, PURPLE, SKY, VERMILLION, Plot, line
 
 MOST_NAMES = 60  # layer names that fit below one axis
-PHASES = {"observe": ("D", PURPLE), "tie": ("^", SKY), "retrain": ("o", VERMILLION), "final": ("s", GREEN)}
+PHASES = {
+    "observe": ("D", PURPLE),
+    "tie": ("^", SKY),
+    "retrain": ("o", VERMILLION),
+    "final": ("s", GREEN),
+    "train": ("o", VERMILLION),
+}
 
 
 def plots(result: Result) -> list[Plot]:
@@ -28,11 +34,15 @@ def layers(result: Result) -> Plot | None:
     if not records:
         return None
     most = max(records, key=lambda layer: layer["macs"][0] - layer["macs"][1])
+    saving = (
+        f"The largest saving is in {most['name']}: {most['macs'][0]:,} MACs became {most['macs'][1]:,} ({change(*most['macs'])})."
+    )
+    if most["macs"][0] == most["macs"][1]:
+        saving = "No MACs were saved."
     return Plot(
         name="layers",
         title="MACs and filters per layer",
-        caption=f"The largest saving is in {most['name']}: {most['macs'][0]:,} MACs became {most['macs'][1]:,} "
-        f"({change(*most['macs'])}). The filters of a linear layer are its outputs.",
+        caption=f"{saving} The filters of a linear layer are its outputs.",
         description="Two bar charts over the layers from input to output: MACs above, filters below. "
         "Hatched bars are the dense network, plain bars the slim one.",
         size=(9, 4.6),
@@ -114,23 +124,25 @@ def _draw_iterations(figure: Figure, result: Result) -> None:
     line(top, [(step["index"], step["top1"]) for step in kept], "after retraining", color=VERMILLION, marker="o")
     crosses = {"color": INK, "marker": "x", "linestyle": "", "markersize": 6}
     line(top, [(step["index"], step["top1"]) for step in undone], "taken back", **crosses)
+    end = [(last, 100 * result.kept("macs"))] if result.finished else []
     if held_out := result.metrics.get("held_out"):
         star = {"color": GREEN, "marker": "*", "linestyle": "", "markersize": 10}
-        line(top, [(last, held_out["slim"]["top1"])], "slim network, after the final training", **star)
+        line(top, [(last, held_out["slim"]["top1"])] if end else [], "slim network, after the final training", **star)
         line(top, [(0, held_out["dense"]["top1"])], "dense", color=INK, marker="s", linestyle="")
-    line(bottom, [(0, 100), *share(kept), (last, 100 * result.kept("macs"))], "kept", color=VERMILLION, marker="o")
+    line(bottom, [(0, 100), *share(kept), *end], "kept", color=VERMILLION, marker="o")
     line(bottom, share(undone), "taken back", **crosses)
     top.set_ylabel("held-out top-1 (%)")
     bottom.set(xlabel="iteration (0 is the dense network)", ylabel="MACs kept (%)", ylim=(0, 107))
     every = math.ceil(len(steps) / 25)
     numbered = range(0, last - every // 2, every)
-    bottom.set_xticks([*numbered, last], [*map(str, numbered), "final"])
+    ticks = {number: str(number) for number in numbered} | ({last: "final"} if end else {})
+    bottom.set_xticks(list(ticks), list(ticks.values()))
     figure.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=4)
 
 
 def loss(result: Result) -> Plot | None:
     """The training loss of every epoch, marked by phase."""
-    epochs = list(result.of_kind("epoch"))
+    epochs = result.of_kind("epoch")
     if not epochs:
         return None
     return Plot(

@@ -1,19 +1,25 @@
-"""A finished pruning run as the pages tell it: what its folder holds, and the sentence that sums it up."""
+"""A run as the pages tell it: what its folder holds, and the sentence that sums it up."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from slimcli.errors import RunDirError
 from slimcli.records import JsonDict
-from slimcli.report.formats import signed
+from slimcli.report.formats import plural, signed
+from slimcli.report.journal import of_kind, rebuild
+from slimcli.report.standing import owner, way_on
 from slimcli.rundir import RunDir
 
 
 @dataclass(frozen=True)
 class Result:
-    """`metrics.json`, the journal's events, the recipe's text and its settings for the pruning."""
+    """What `metrics.json` holds (or would, as far as the run got), the journal's events, the recipe's text and its settings.
+
+    `running` is whether the run's process lived when this was read. A training run has no slim network.
+    """
 
     name: str
     path: str
@@ -23,10 +29,30 @@ class Result:
     events: tuple[JsonDict, ...]
     recipe: str
     settings: JsonDict
+    running: bool
 
-    def of_kind(self, event: str) -> Iterator[JsonDict]:
+    def of_kind(self, event: str) -> list[JsonDict]:
         """The journal's events of one kind, in order."""
-        return (entry for entry in self.events if entry.get("event") == event)
+        return of_kind(self.events, event)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether this is a pruning run."""
+        return bool(self.slim)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run got to its end: then the network it left was measured on the test split."""
+        return (self.slim or self.dense).get("top1") is not None
+
+    @property
+    def next_step(self) -> tuple[str, str]:
+        """What to do about an unfinished run: how it stands, and a command line; both empty for a finished one."""
+        if self.finished:
+            return "", ""
+        if self.running:
+            return "It is still running; watch it with:", f"slim watch {shlex.quote(self.path)}"
+        return "Its process is gone; go on with:", way_on(Path(self.path), "prune" if self.pruned else "train")
 
     @property
     def iterations(self) -> list[JsonDict]:
@@ -49,27 +75,57 @@ class Result:
 
 
 def read(run: RunDir) -> Result:
-    """Read a run folder; `RunDirError` where there is none, where the run has not ended, or where nothing was pruned in it."""
-    metrics = run.read_metrics()
-    if "slim" not in metrics or "dense" not in metrics:
-        raise RunDirError(f"{run.path} holds no pruned network to report on", "name a folder that `slim prune` wrote")
+    """Read the folder of a run, finished or not; `RunDirError` where there is none, or where it has not begun yet.
+
+    `metrics.json` is written at the end; before that, or where it is damaged, the journal says the same.
+    """
+    events = tuple(run.read_journal()) if run.journal.exists() else ()
+    metrics = _written(run) or rebuild(events)
+    if metrics is None:
+        if not run.journal.exists():
+            run.read_metrics()  # says what is wrong with the folder
+        if steps := sorted(path.parent for path in run.path.glob("*/journal.jsonl")):
+            raise RunDirError(f"{run.path} is the folder of a recipe", f"name one of its steps: {', '.join(map(str, steps))}")
+        raise RunDirError(f"{run.path} has nothing to report yet: its dense network was not measured", "let the run go on")
     return Result(
         name=run.path.resolve().name,
         path=str(run.path),
         metrics=metrics,
         dense=metrics["dense"],
-        slim=metrics["slim"],
-        events=tuple(run.read_journal()) if run.journal.exists() else (),
+        slim=metrics.get("slim", {}),
+        events=events,
         recipe=run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else "",
         settings=run.read_recipe().get("prune", {}) if run.recipe.exists() else {},
+        running=owner(run.path) is not None,
     )
 
 
+def read_pruned(run: RunDir) -> Result:
+    """Read a pruning run; `RunDirError` for any other."""
+    result = read(run)
+    if not result.pruned:
+        raise RunDirError(f"{run.path} holds no pruned network to compare", "name a folder that `slim prune` wrote")
+    return result
+
+
+def _written(run: RunDir) -> JsonDict | None:
+    try:
+        metrics = run.read_metrics()
+    except RunDirError:
+        return None
+    return metrics if "dense" in metrics else None
+
+
 def headline(result: Result) -> str:
-    """One sentence: how many times fewer MACs, smaller and faster, and what that cost in top-1 (points, test split)."""
+    """One sentence: how many times fewer MACs, smaller and faster, and what that cost in top-1 (points).
+
+    Top-1 is that of the test split; of an unfinished run that of the held-out split.
+    """
+    if not result.pruned:
+        return _training(result)
     dense, slim = result.dense, result.slim
     if slim["params"] == dense["params"]:
-        return "Nothing was removed."
+        return "Nothing was removed." if result.finished else "Unfinished: nothing was removed yet."
     measured = dense.get("file_bytes") and slim.get("file_bytes")
     size, smaller = ("file_bytes", ("smaller", "larger")) if measured else ("params", ("fewer parameters", "more parameters"))
     gains = [
@@ -78,7 +134,18 @@ def headline(result: Result) -> str:
     ]
     if speedup := result.metrics.get("speedup"):
         gains.append(_speed(speedup))
-    return ", ".join([*gains, f"top-1 {signed(slim['top1'] - dense['top1'])} points"]) + "."
+    if result.finished:
+        return ", ".join([*gains, f"top-1 {signed(slim['top1'] - dense['top1'])} points"]) + "."
+    held_out = result.metrics["held_out"]
+    cost = f"held-out top-1 {signed(held_out['slim']['top1'] - held_out['dense']['top1'])} points"
+    return f"Unfinished after {plural(len(result.iterations), 'iteration')}: {', '.join([*gains, cost])}."
+
+
+def _training(result: Result) -> str:
+    epochs = plural(result.metrics["epochs"], "epoch")
+    if result.finished:
+        return f"Trained for {epochs}: top-1 {result.dense['top1']:.2f} %."
+    return f"Unfinished: {len(result.of_kind('epoch'))} of {epochs} trained."
 
 
 def _times(ratio: float, less: str, more: str) -> str:

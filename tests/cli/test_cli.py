@@ -49,7 +49,7 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "prune", "export", "bench", "report", "compare", "eval", "inspect", "doctor", "list", "run"]
+    "command", ["train", "prune", "export", "bench", "report", "compare", "eval", "inspect", "doctor", "list", "run", "watch"]
 )
 def test_every_command_has_help(slim: Slim, command: str) -> None:
     code, out, _ = slim(command, "--help")
@@ -81,6 +81,14 @@ def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
     ("arguments", "words"),
     [
         (("prune", "nowhere.pt"), ("nowhere.pt", "no file")),
+        (("prune",), ("MODEL", "--resume")),
+        (("train",), ("ARCH", "--resume")),
+        (("run",), ("RECIPE", "--resume")),
+        (("prune", "--resume", "nowhere"), ("nowhere", "no run")),
+        (("train", "--resume", "nowhere"), ("nowhere", "no run")),
+        (("run", "--resume", "nowhere"), ("nowhere", "no run")),
+        (("train", "lenet5", "--precision", "16"), ("--precision", "bf16")),
+        (("train", "lenet5", "--devices", "0"), ("--devices", "at least 1")),
         (("prune", "model.pt", "--method", "hbpf"), ("hbpf", "'hbfp'")),
         (("prune", "model.pt", "--macs", "1.5"), ("--macs", "(0, 1]")),
         (("prune", "model.pt", "--params", "0"), ("--params", "(0, 1]")),
@@ -158,6 +166,7 @@ def test_a_signal_ends_a_real_run_cleanly(
         rest = process.stderr.read()
     assert process.returncode == code
     assert "what was finished is kept" in rest
+    assert "slim prune --resume run" in rest
     assert "Traceback" not in rest
     torch.load(tmp_path / "run" / "state" / "last.pt", weights_only=True)
     assert not (tmp_path / "run" / "model.pt").exists()

@@ -1,21 +1,25 @@
-"""Images in memory: epochs, augmentation and splits."""
+"""Epochs of images, their parts for several processes, augmentation, splits, and where images are kept."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slimcli.data.memory import Augment, ImageLoader, split_off
-from slimcli.errors import SettingsError
+from slimcli.data.memory import Augment, ImageLoader, check_memory, place, split_off
+from slimcli.errors import DataError, SettingsError
 from slimcli.settings import FitSettings
 
 ZERO, ONE = (0.0,), (1 / 255,)
 """A normalisation that leaves the bytes as they are, up to rounding."""
+
+AUGMENTS = ["none", "shift:2", "flip", "shift:1,flip"]
 
 
 def loader(count: int = 23, size: tuple[int, int] = (6, 5), **options: object) -> ImageLoader:
@@ -30,7 +34,7 @@ def whole(source: ImageLoader, epoch: int = 0) -> tuple[Tensor, Tensor]:
     return torch.cat([images for images, _ in batches]).round(), torch.cat([labels for _, labels in batches])
 
 
-@given(st.integers(1, 40), st.integers(1, 50), st.booleans(), st.sampled_from(["none", "shift:2", "flip", "shift:1,flip"]))
+@given(st.integers(1, 40), st.integers(1, 50), st.booleans(), st.sampled_from(AUGMENTS))
 def test_an_epoch_has_every_sample_once(count: int, batch_size: int, shuffle: bool, augment: str) -> None:
     source = loader(count, batch_size=batch_size, shuffle=shuffle, augment=Augment.parse(augment))
     batches = list(source.epoch(3))
@@ -78,6 +82,52 @@ def test_an_epoch_does_not_touch_torchs_own_random_numbers() -> None:
     state = torch.get_rng_state()
     whole(loader(shuffle=True, augment=Augment(1, True)))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 5), st.booleans(), st.sampled_from(AUGMENTS), st.integers(0, 9))
+def test_the_parts_of_all_processes_are_the_whole(
+    count: int, batch_size: int, world: int, shuffle: bool, augment: str, epoch: int
+) -> None:
+    source = loader(count, batch_size=batch_size, shuffle=shuffle, augment=Augment.parse(augment), seed=4)
+    parts = [source.shard(rank, world) for rank in range(world)]
+    assert {part.samples for part in parts} == {count}
+    assert len({len(part) for part in parts}) == 1
+    batches = list(source.epoch(epoch))
+    shared = list(zip(*(part.epoch(epoch) for part in parts), strict=True))
+    assert len(shared) == len(parts[0])
+    for (images, labels), taken in zip(batches, shared, strict=False):
+        for rank, (some_images, some_labels) in enumerate(taken):
+            assert torch.equal(some_images, images[rank::world])
+            assert torch.equal(some_labels, labels[rank::world])
+    left = sum(len(labels) for _, labels in batches[len(shared) :])
+    assert left < (2 * world if shuffle else 1)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "world", "shuffle", "batches"),
+    [
+        (9, 4, 1, True, 2),  # one is left
+        (10, 4, 1, True, 3),
+        (19, 8, 2, True, 2),  # one process would get a single image
+        (20, 8, 2, True, 3),
+        (19, 8, 2, False, 3),
+        (17, 8, 2, False, 3),  # nothing for the second
+        (16, 8, 2, True, 2),
+        (3, 8, 2, True, 1),  # there is no other batch
+        (1, 8, 1, True, 1),
+    ],
+)
+def test_a_rest_that_is_too_small_to_train_on_is_left_out(
+    count: int, batch_size: int, world: int, shuffle: bool, batches: int
+) -> None:
+    for rank in range(world):
+        assert len(loader(count, batch_size=batch_size, shuffle=shuffle).shard(rank, world)) == batches
+
+
+def test_a_single_process_takes_everything() -> None:
+    source = loader(shuffle=True, augment=Augment(1, True))
+    assert source.shard(0, 1) == source
+    assert source.shard(1, 3).shard(0, 1) == source
 
 
 def shifts(image: Tensor, reach: int) -> list[Tensor]:
@@ -219,3 +269,24 @@ def test_a_split_ignores_the_random_numbers_of_the_run() -> None:
     torch.manual_seed(2)
     assert torch.equal(split_off(labels, 0.2)[1], first)
     assert first.tolist() != list(range(20))
+
+
+def test_images_that_would_fill_the_gpu_stay_in_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.zeros(10, 1, 8, 8, dtype=torch.uint8)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * images.nbytes, 2**40))
+    kept, notes = place([images, images], torch.device("cuda"))
+    assert all(part is images for part in kept)
+    assert "GPU" in notes[0]
+
+
+def test_what_fits_is_placed_without_a_word() -> None:
+    images = torch.zeros(10, 1, 8, 8, dtype=torch.uint8)
+    assert place([images], torch.device("cpu")) == ([images], [])
+
+
+def test_more_than_is_free_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
+    check_memory("the file", 2**29)
+    with pytest.raises(DataError, match=r"the file needs 2\.0 GiB in memory, 1\.0 GiB are free") as caught:
+        check_memory("the file", 2**31)
+    assert "folder:PATH" in caught.value.hint

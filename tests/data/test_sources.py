@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from slimcli.data import KNOWN
+from slimcli.data.folders import Files
 from slimcli.data.loaders import Data
 from slimcli.data.memory import ImageLoader
 from slimcli.data.sources import check_fits, open_data
@@ -133,6 +134,30 @@ def test_images_of_other_sizes_are_fitted_to_the_first(folder: Path) -> None:
     data = opened(data=f"folder:{folder}")
     assert raw(data.test).shape == (15, 3, 8, 6)
     assert (raw(data.test)[-3:, :, 2:6, 1:5] == 200).all()
+
+
+@pytest.mark.parametrize("val_data", [False, True])
+def test_a_folder_that_does_not_fit_into_memory_is_the_same_data(
+    tmp_path: Path, folder: Path, val_data: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"data": f"folder:{folder}", "augment": "shift:1,flip", "train_samples": 20}
+    if val_data:
+        images(tmp_path / "val" / "train" / "ant", 1)
+        images(tmp_path / "val" / "val" / "ant", 5)
+        settings["val_data"] = f"folder:{tmp_path / 'val'}"
+    held = opened(**settings)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2000))
+    streamed = opened(**settings)
+    assert isinstance(streamed.train, ImageLoader)
+    assert isinstance(streamed.train.images, Files)
+    assert any("do not fit into memory" in note for note in streamed.notes)
+    assert (streamed.mean, streamed.std, streamed.spec) == (held.mean, held.std, held.spec)
+    assert (streamed.shape, streamed.classes, streamed.fingerprint) == (held.shape, held.classes, held.fingerprint)
+    for one, other in ((streamed.train, held.train), (streamed.held_out, held.held_out), (streamed.test, held.test)):
+        assert one.samples == other.samples
+        for batch, same in zip(one.epoch(2), other.epoch(2), strict=True):
+            assert torch.equal(batch[0], same[0])
+            assert torch.equal(batch[1], same[1])
 
 
 # How it is split and normalised.
@@ -284,11 +309,8 @@ def test_what_is_no_npz_is_refused(tmp_path: Path, content: bytes | None) -> Non
             opened(data=f"npz:{spec}")
 
 
-@pytest.mark.parametrize("kind", ["npz", "folder"])
-def test_more_than_the_memory_holds_is_refused_before_reading(
-    tmp_path: Path, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = npz(tmp_path / "d.npz") if kind == "npz" else f"folder:{folder}"
+def test_an_npz_that_does_not_fit_into_memory_is_refused_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = npz(tmp_path / "d.npz")
     assert opened(data=spec).test.samples
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2000, total=2**40))
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it was read all the same"))

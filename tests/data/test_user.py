@@ -127,3 +127,72 @@ def test_the_users_own_faults_are_told_in_a_sentence(tmp_path: Path, body: str, 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mine\.py"):
         open_data(DataSettings(data=f"{tmp_path / 'mine.py'}:loaders"), batch_size=8, seed=0)
+
+
+# What several processes take.
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_the_parts_of_all_processes_are_the_whole(tmp_path: Path, world: int) -> None:
+    data = opened(tmp_path, "def loaders():\n    return [DataLoader(train, 8), DataLoader(train, 9), last]\n")
+    for loader, training in ((data.train, True), (data.held_out, False), (data.test, False)):
+        parts = [loader.shard(rank, world) for rank in range(world)]
+        assert {(len(part), part.samples) for part in parts} == {(len(loader), loader.samples)}
+        for (images, labels), taken in zip(loader.epoch(0), zip(*(part.epoch(0) for part in parts), strict=True), strict=True):
+            for rank, (some_images, some_labels) in enumerate(taken):
+                mine = slice(None) if training and len(labels) < 2 * world else slice(rank, None, world)
+                assert torch.equal(some_images, images[mine])
+                assert torch.equal(some_labels, labels[mine])
+
+
+def test_a_training_batch_that_is_too_small_to_share_is_given_to_all(tmp_path: Path) -> None:
+    body = "def loaders():\n    return [[(images, labels), (images[:3], labels[:3])]] * 3\n"
+    data = opened(tmp_path, body)
+    assert [[len(labels) for _, labels in data.train.shard(rank, 2).epoch(0)] for rank in (0, 1)] == [[2, 3], [2, 3]]
+    assert [[len(labels) for _, labels in data.test.shard(rank, 4).epoch(0)] for rank in (0, 3)] == [[1, 1], [1, 0]]
+
+
+# Epochs that can be had again.
+
+GENERATORS = {
+    "loader": "DataLoader(train, 8, shuffle=True, generator=g)",
+    "sampler": "DataLoader(train, 8, sampler=RandomSampler(train, generator=g))",
+    "batch sampler": "DataLoader(train, batch_sampler=BatchSampler(RandomSampler(train, generator=g), 8, False))",
+    "distributed": "DataLoader(train, 8, sampler=DistributedSampler(train, 1, 0))",
+    "held out": "DataLoader(train, 8, shuffle=True, generator=g)",
+}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_an_epoch_is_the_same_after_a_resume(tmp_path: Path, kind: str) -> None:
+    body = (
+        "from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler\n"
+        "train.tensors[0][:, 0, 0, 0] = torch.arange(40)\n"
+        "g = torch.Generator()\n"
+        f"def loaders():\n    return {GENERATORS[kind]}, {'' if kind == 'held out' else 'last,'} last\n"
+    )
+
+    def labels(loader: Any, epoch: int) -> list[float]:
+        return [value for images, _ in loader.epoch(epoch) for value in images[:, 0, 0, 0].tolist()]
+
+    train = opened(tmp_path, body).train
+    epochs = [labels(train, epoch) for epoch in range(4)]
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    torch.manual_seed(99)
+    again = opened(tmp_path, body).train
+    assert labels(again, 3) == epochs[3]
+    assert labels(again.shard(0, 2), 2)[:4] == epochs[2][:8:2]
+
+
+def test_another_seed_is_another_order(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(START + "def loaders():\n    return DataLoader(train, 8, True, generator=torch.Generator()), last, last\n")
+    orders = []
+    for seed in (0, 1):
+        train = open_data(DataSettings(data=f"{path}:loaders"), batch_size=8, seed=seed).train
+        orders.append(torch.cat([labels for _, labels in train.epoch(0)]).tolist())
+    assert orders[0] != orders[1]
+
+
+def test_nothing_is_known_of_whether_the_data_changed(tmp_path: Path) -> None:
+    assert opened(tmp_path, "def loaders():\n    return first, last\n").fingerprint == ""

@@ -77,7 +77,7 @@ def test_the_history_of_epoch_checkpoints_equals_the_recorded_one(foreign: Path,
     recorded.save(tmp_path / "history.pt")
     for history in ([tmp_path / "history.pt"], files):
         settings = PruneSettings(model=str(foreign), arch="lenet5", history=tuple(map(str, history)), **QUICK)
-        rebuilt = job.prepare(settings).network.history
+        rebuilt = job.prepare(settings).state.network.history
         assert rebuilt.layers.keys() == recorded.layers.keys()
         assert all(torch.equal(rows, rebuilt.layers[name]) for name, rows in recorded.layers.items())
 

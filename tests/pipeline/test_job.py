@@ -19,9 +19,11 @@ from slimcli.cli.main import main
 from slimcli.errors import DataError, DivergedError, RunDirError, SettingsError
 from slimcli.networks.cost import count
 from slimcli.pipeline import job
+from slimcli.pipeline.prune import LOWERED
 from slimcli.pipeline.recipe import run_recipe
 from slimcli.pipeline.train import train
 from slimcli.progress import Progress
+from slimcli.report.journal import rebuild
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings, TrainSettings
 from slimcli.training.engine import Engine
@@ -110,9 +112,15 @@ def test_the_journal_has_every_epoch_and_surgery(run: RunDir) -> None:
         "start",
         *["surgery", "iteration"] * 2,
         "end",
+        "deployed",
+        "finished",
     ]
     phases = [event["phase"] for event in events if event["event"] == "epoch"]
     assert phases == ["tie 1", "retrain 1", "tie 2", "retrain 2", "final"]
+
+
+def test_the_journal_alone_gives_the_metrics(run: RunDir) -> None:
+    assert rebuild(run.read_journal()) == run.read_metrics()
 
 
 def test_the_same_settings_give_the_same_network(run: RunDir, tmp_path: Path) -> None:
@@ -167,11 +175,40 @@ def test_a_budget_beyond_the_allowed_drop_falls_short_and_keeps_the_last_good_ne
     assert not result.metrics["budget_met"]
 
 
-def test_a_lost_loss_stops_the_run_and_names_the_last_good_network(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_loss_that_stays_lost_ends_the_run_with_the_network_it_has(tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = PruneSettings(model=str(tiny_checkpoint), iterations=1, deploy=False, **{**QUICK, "lr": 1e6})
-    with pytest.raises(DivergedError, match="the last good network is"):
-        job.run(settings, tmp_path / "run")
-    assert not RunDir(tmp_path / "run").model.exists()
+    result = job.run(settings, tmp_path / "run")
+    assert "also with a lowered learning rate" in result.shortfall
+    assert str(result.folder.model) in result.shortfall
+    assert result.metrics["slim"]["macs"] == result.metrics["dense"]["macs"]
+    assert slimcli.load(result.folder.model) is not None
+    lowered = [event["lr"] for event in result.folder.read_journal() if event["event"] == "diverged"]
+    assert lowered == [pytest.approx(1e6 / 3)]
+
+
+@pytest.mark.parametrize("when", ["tie 1", "retrain 2", "final"])
+def test_a_loss_that_is_lost_once_costs_a_lower_learning_rate(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    fit, rates = Engine.fit, []
+
+    def unlucky(self: Engine, model: nn.Module, train: Any, epochs: int, phase: str, *rest: Any) -> None:
+        rates.append((phase, self.lr_scale))
+        fit(self, model, train, epochs, phase, *rest)
+        if phase == when and self.lr_scale == 1:
+            with torch.no_grad():
+                next(model.parameters()).fill_(float("nan"))
+            raise DivergedError("the loss is nan", "")
+
+    monkeypatch.setattr(Engine, "fit", unlucky)
+    result = job.run(PruneSettings(model=str(tiny_checkpoint), iterations=2, deploy=False, **QUICK), tmp_path / "run")
+    assert not result.shortfall
+    assert len(result.metrics["iterations"]) == 2
+    assert [scale for phase, scale in rates if phase == when] == [1, LOWERED]
+    assert rates[-1] == ("final", LOWERED)
+    saved = torch.load(result.folder.model, weights_only=True)
+    assert all(bool(value.isfinite().all()) for value in saved["state_dict"].values())
+    assert "diverged" in [event["event"] for event in result.folder.read_journal()]
 
 
 def test_ctrl_c_leaves_the_last_good_network_and_exits_130(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,10 +20,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimcli.errors import DivergedError, SettingsError
+from slimcli.errors import DivergedError, MemoryShortError, SettingsError
+from slimcli.networks.checkpoint import to_bytes
 from slimcli.progress import Progress
 from slimcli.settings import SCHEDULES, FitSettings
-from slimcli.training.engine import Engine, Epoch, lr_factor, pick_device
+from slimcli.training.engine import Engine, Epoch, FitState, lr_factor, pick_device
 from tests import tiny
 
 
@@ -35,6 +41,9 @@ class Bright:
 
     def __len__(self) -> int:
         return -(-self.count // self.batch)
+
+    def shard(self, rank: int, world: int) -> Bright:
+        return self
 
     def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
         labels = torch.arange(self.count) % 3
@@ -57,7 +66,7 @@ def test_training_learns() -> None:
     model, data, trainer = tiny.Chain(), Bright(), engine()
     before = trainer.evaluate(model, data)
     seen: list[Epoch] = []
-    trainer.fit(model, data, 6, "train", after_epoch=seen.append)
+    trainer.fit(model, data, 6, "train", after_epoch=lambda epoch, _: seen.append(epoch))
     after = trainer.evaluate(model, data)
     assert after.top1 > 90 > before.top1
     assert after.loss < before.loss
@@ -75,6 +84,99 @@ def test_training_is_reproducible(schedule: str) -> None:
     for model in (first, second):
         engine(seed=3, schedule=schedule).fit(model, Bright(), 2, "train")
     assert all(torch.equal(one, other) for one, other in zip(weights(first), weights(second), strict=True))
+
+
+class Random(tiny.Chain):
+    """Draws from torch's generator in its forward pass, as dropout does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.2, self.training))
+
+
+@dataclass(frozen=True)
+class Shaken(Bright):
+    """Draws from the generators of Python, numpy and torch, as users' data sets do."""
+
+    def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in super().epoch(index):
+            yield images + random.random() + float(np.random.rand()) + torch.rand(1), labels
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_phase_that_goes_on_ends_as_one_that_was_not_interrupted(schedule: str, precision: str, stop: int) -> None:
+    class StopError(Exception):
+        pass
+
+    saved: dict[str, Any] = {}
+
+    def keep(epoch: Epoch, fit: FitState) -> None:
+        if fit.epochs == stop:
+            saved.update(torch.load(io.BytesIO(to_bytes({"model": part.state_dict(), "optimizer": fit.optimizer}))))
+            raise StopError
+
+    torch.manual_seed(1)
+    whole, part = Random(), Random()
+    part.load_state_dict(whole.state_dict())
+    engine(schedule=schedule, precision=precision).fit(whole, Shaken(), 4, "train")
+    with pytest.raises(StopError):
+        engine(schedule=schedule, precision=precision).fit(part, Shaken(), 4, "train", after_epoch=keep)
+    again, going_on = Random(), engine(schedule=schedule, precision=precision)
+    again.load_state_dict(saved["model"])
+    going_on.epochs_done = stop
+    torch.rand(3), random.random(), np.random.rand()  # whatever happened in between
+    going_on.fit(again, Shaken(), 4, "train", done=FitState(stop, saved["optimizer"]))
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+def test_a_phase_that_is_done_is_not_trained_again() -> None:
+    model = tiny.Chain()
+    before = weights(model)
+    engine().fit(model, Bright(), 2, "train", done=FitState(2, {}))
+    assert all(torch.equal(one, other) for one, other in zip(weights(model), before, strict=True))
+
+
+def test_a_lowered_learning_rate_takes_smaller_steps() -> None:
+    torch.manual_seed(1)
+    start = tiny.Chain()
+    moved = []
+    for scale in (1.0, 0.01):
+        model, trainer = copy.deepcopy(start), engine(schedule="constant")
+        trainer.lr_scale = scale
+        trainer.fit(model, Bright(), 1, "train")
+        moved.append(sum(float((a - b).norm()) for a, b in zip(weights(model), weights(start), strict=True)))
+    assert moved[1] < 0.1 * moved[0]
+
+
+def test_bf16_trains_as_well_and_leaves_weights_in_32_bits() -> None:
+    model, trainer = tiny.Chain(), engine(precision="bf16")
+    trainer.fit(model, Bright(), 6, "train")
+    assert trainer.evaluate(model, Bright()).top1 > 90
+    assert {value.dtype for value in model.state_dict().values()} <= {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")])
+@pytest.mark.parametrize("what", ["fit", "evaluate"])
+def test_memory_that_runs_out_names_a_batch_size_to_try(error: Exception, what: str) -> None:
+    class Greedy(tiny.Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    trainer = engine(batch_size=96)
+    act = partial(trainer.fit, epochs=1, phase="train") if what == "fit" else trainer.evaluate
+    with pytest.raises(MemoryShortError, match="96 images") as caught:
+        act(Greedy(), Bright())
+    assert "--batch-size 48" in caught.value.hint
+
+
+def test_another_error_of_the_network_is_not_taken_for_memory() -> None:
+    class Wrong(tiny.Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine().fit(Wrong(), Bright(), 1, "train")
 
 
 def test_every_epoch_of_the_run_has_its_own_number() -> None:
@@ -122,8 +224,8 @@ def test_the_penalty_is_trained_on() -> None:
 
     plain = copy.deepcopy(model)
     epochs: list[Epoch] = []
-    engine().fit(plain, Bright(), 2, "train", after_epoch=epochs.append)
-    engine().fit(model, Bright(), 2, "train", penalty, after_epoch=epochs.append)
+    engine().fit(plain, Bright(), 2, "train", after_epoch=lambda epoch, _: epochs.append(epoch))
+    engine().fit(model, Bright(), 2, "train", penalty, after_epoch=lambda epoch, _: epochs.append(epoch))
     assert calls == 2 * len(Bright())
     assert model.conv1.weight.norm() < 0.8 * plain.conv1.weight.norm()
     assert epochs[2].loss > epochs[0].loss  # the loss that is told holds the penalty
@@ -206,12 +308,14 @@ def test_progress_is_told_of_every_step() -> None:
 
     class Watching(Progress):
         @contextmanager
-        def phase(self, name: str, epochs: int, batches: int) -> Iterator[Bar]:
-            assert (name, epochs, batches) == ("train", 2, 6)
+        def phase(self, name: str, epochs: int, batches: int, done: int = 0) -> Iterator[Bar]:
+            assert (name, epochs, batches, done) == ("train", 2, 6, 0)
             yield Bar()
 
     seen: list[Epoch] = []
-    Engine(FitSettings(device="cpu"), Watching()).fit(tiny.Chain(), Bright(), 2, "train", after_epoch=seen.append)
+    Engine(FitSettings(device="cpu"), Watching()).fit(
+        tiny.Chain(), Bright(), 2, "train", after_epoch=lambda epoch, _: seen.append(epoch)
+    )
     assert len(steps) == 12
     assert [step for step in steps if step[0] is not None] == [(epoch.loss, epoch.top1) for epoch in seen]
 

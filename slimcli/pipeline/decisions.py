@@ -1,0 +1,103 @@
+"""What one iteration decides and does to a network: choose, tie, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from slimcli.networks.cost import count, layers_of
+from slimcli.pipeline.state import Network
+from slimcli.pruning import surgery
+from slimcli.pruning.history import NormHistory, filter_norms
+from slimcli.pruning.rankings import CRITERIA, GroupView, losers
+from slimcli.records import ChannelGroup, Choice, JsonDict
+from slimcli.settings import PruneSettings
+from slimcli.training.losses import PENALTIES, TiedPair
+
+
+def choose(network: Network, counts: dict[str, int], settings: PruneSettings, generator: torch.Generator) -> list[Choice]:
+    """The criterion's decision for every group that is to lose channels."""
+    criterion = CRITERIA[settings.criterion or ""]
+    return [
+        criterion(
+            GroupView(
+                group,
+                network.history.of_group(group, settings.window) if settings.criterion == "history" else [],
+                member_norms(network.model, group, settings.norm),
+                settings.distance,
+                generator,
+            ),
+            counts[group.name],
+        )
+        for group in network.prunable
+        if counts[group.name]
+    ]
+
+
+def member_norms(model: nn.Module, group: ChannelGroup, norm: str) -> list[Tensor]:
+    """Each member's filter norms, in the order of the group's units."""
+    layers = layers_of(model)
+    return [filter_norms(layers[m.layer].weight.detach(), norm).cpu()[list(m.channels)] for m in group.members]
+
+
+def penalty_for(network: Network, choices: list[Choice], settings: PruneSettings) -> Callable[[nn.Module], Tensor] | None:
+    """Eq. 8's second term for the chosen pairs, None where the method has none."""
+    if settings.penalty in (None, "none"):
+        return None
+    groups = {group.name: group for group in network.groups}
+    tied = tuple(
+        TiedPair(tuple((m.layer, m.channels[i], m.channels[j]) for m in groups[choice.group].members))
+        for choice in choices
+        for i, j in choice.pairs
+    )
+    function, norms = PENALTIES[settings.penalty], partial(filter_norms, norm=settings.norm)
+    return lambda model: settings.lambda_ * function(model, tied, norms)
+
+
+def removal_of(network: Network, choices: list[Choice], settings: PruneSettings) -> dict[str, tuple[int, ...]]:
+    """The units of each group that go: those chosen, and of each pair the one with the lower norm."""
+    groups = {group.name: group for group in network.groups}
+    return {c.group: losers(c, member_norms(network.model, groups[c.group], settings.norm)) for c in choices}
+
+
+def remove(network: Network, removal: Mapping[str, Sequence[int]], input_shape: Sequence[int], linear: bool) -> None:
+    """Take the units out of the network, in place, and tell its history, groups and costs."""
+    widths = {name: layer.weight.shape[0] for name, layer in layers_of(network.model).items()}
+    for layer, filters in surgery.remove(network.model, input_shape, removal).items():
+        network.history.keep(layer, filters)
+        network.removed[layer] = also_removed(network.removed.get(layer, []), widths[layer], filters)
+    network.groups = found_again(network.groups, surgery.find_groups(network.model, input_shape, linear))
+    network.cost = count(network.model, input_shape)
+
+
+def found_again(verified: Sequence[ChannelGroup], found: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
+    """The groups of the present network, prunable where those of the same name were found so."""
+    verdicts = {group.name: (group.prunable, group.reason) for group in verified}
+    return tuple(replace(group, prunable=verdicts[group.name][0], reason=verdicts[group.name][1]) for group in found)
+
+
+def examples_of(network: Network, choices: list[Choice], removal: Mapping[str, Sequence[int]]) -> list[JsonDict]:
+    """The nearest pair of each group with its histories, for the report."""
+    groups = {group.name: group for group in network.groups}
+    return [_example(network.history, groups[c.group], c, removal[c.group]) for c in choices if c.pairs]
+
+
+def also_removed(before: list[int], width: int, kept: list[int]) -> list[int]:
+    """The removed filters of a layer in the dense network's numbering, after the `width` present ones shrank to `kept`."""
+    alive = [c for c in range(width + len(before)) if c not in set(before)]
+    return sorted([*before, *(alive[c] for c in range(width) if c not in set(kept))])
+
+
+def _example(history: NormHistory, group: ChannelGroup, choice: Choice, gone: Sequence[int]) -> JsonDict:
+    i, j = choice.pairs[0]
+    rows = torch.stack(history.of_group(group)).sum(0)
+    return {
+        "group": group.name,
+        "pair": [i, j],
+        "removed": i if i in gone else j,
+        "histories": [[round(value, 4) for value in rows[:, unit].tolist()] for unit in (i, j)],
+    }

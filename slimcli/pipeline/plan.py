@@ -1,0 +1,71 @@
+"""How many filters go in each iteration, and when it is enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slimcli.pipeline.state import Network
+from slimcli.pruning.amounts import Amount, per_group
+from slimcli.settings import PruneSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many filters go in each iteration, and when it is enough."""
+
+    amount: Amount
+    budget: Budget
+
+    @classmethod
+    def of(cls, settings: PruneSettings, dense: Network) -> Plan:
+        """What the settings mean for a network; `SettingsError` where amount or widths do not fit its groups."""
+        return cls(Amount(settings.amount, dense.prunable), Budget(settings, dense))
+
+    def counts(self, network: Network) -> dict[str, int]:
+        """How many channels each group loses now."""
+        return self.budget.trim({group.name: self.amount.of(group) for group in network.prunable}, network)
+
+
+class Budget:
+    """When the run has reached what was asked for, measured against the dense network."""
+
+    def __init__(self, settings: PruneSettings, dense: Network) -> None:
+        self.dense_cost = dense.cost
+        self._settings = settings
+        self._widths = per_group("--widths", settings.widths, dense.prunable) if settings.widths else {}
+
+    def trim(self, counts: dict[str, int], network: Network) -> dict[str, int]:
+        """The counts, reduced so that no group becomes narrower than its width asked for."""
+        channels = {group.name: group.channels for group in network.groups}
+        return {
+            name: min(wanted, max(0, channels[name] - self._widths[name])) if self._widths else wanted
+            for name, wanted in counts.items()
+        }
+
+    def met(self, network: Network, iterations: int) -> bool:
+        """Whether the network is as small as asked for, or the iterations are used up; never so without a limit."""
+        s = self._settings
+        sized = any((s.macs, s.params, s.widths))
+        out_of_turns = s.iterations is not None and iterations >= s.iterations
+        return out_of_turns or (sized and self._small_enough(network))
+
+    def satisfied(self, network: Network, iterations: int) -> bool:
+        """Whether what was asked for is there: every size, or (where no size was asked for) every iteration."""
+        s = self._settings
+        if any((s.macs, s.params, s.widths)):
+            return self._small_enough(network)
+        return s.iterations is None or iterations >= s.iterations
+
+    def ending(self, network: Network, iterations: int) -> str:
+        """Why the loop ends here, for the report."""
+        if not self.met(network, iterations):
+            return "no group can lose another channel"
+        return "the budget is met" if self.satisfied(network, iterations) else "the iterations are used up"
+
+    def _small_enough(self, network: Network) -> bool:
+        s = self._settings
+        return (
+            (s.macs is None or network.cost.macs <= s.macs * self.dense_cost.macs)
+            and (s.params is None or network.cost.params <= s.params * self.dense_cost.params)
+            and all(group.channels <= self._widths[group.name] for group in network.prunable if self._widths)
+        )

@@ -1,0 +1,89 @@
+"""Going on with a run: its recipe, what may be changed, its last state; and what an ending run tells about that."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from slimcli.errors import DataError, MemoryShortError, PeerError, RunDirError, SettingsError, StorageError, Terminated
+from slimcli.progress import Progress
+from slimcli.records import JsonDict
+from slimcli.rundir import RunDir
+from slimcli.settings import MAY_CHANGE, PruneSettings, TrainSettings
+
+S = TypeVar("S", TrainSettings, PruneSettings)
+
+
+def settings_of(run: RunDir, kind: type[S], changes: Mapping[str, Any]) -> S:
+    """The settings in the run's recipe, with those changes that leave the result's meaning alone.
+
+    Raises `RunDirError` where the folder holds a run of another kind, `SettingsError` for other changes.
+    """
+    table = kind.table()
+    recipe = run.read_recipe()
+    if table not in recipe or not isinstance(recipe[table], dict):
+        others = ", ".join(f"slim {name if name in ('train', 'prune') else 'run'} --resume" for name in recipe if name != table)
+        raise RunDirError(f"{run.path} holds no run of `slim {table}`", f"use {others or 'another folder'}")
+    for name in changes:
+        if name not in MAY_CHANGE:
+            flags = ", ".join(f"--{each.replace('_', '-')}" for each in MAY_CHANGE)
+            raise SettingsError(
+                f"--{name.rstrip('_').replace('_', '-')} cannot change when a run goes on: its recipe says what is done",
+                f"only {flags} can; or start another run",
+            )
+    return kind.from_recipe(recipe[table] | dict(changes))
+
+
+def read_state(run: RunDir, progress: Progress) -> JsonDict | None:
+    """The content of the run's newest undamaged state; None where none was saved yet."""
+    data, remark = run.read_state()
+    if remark:
+        progress.warn(remark)
+    if data is None:
+        return None
+    try:
+        return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except Exception as error:  # intact, and yet no state: somebody put another file there
+        raise RunDirError(f"{run.last_good} is no saved state ({type(error).__name__})", "put the run's own file back") from error
+
+
+def check_data(content: Mapping[str, Any], fingerprint: str, run: RunDir, name: str) -> None:
+    """Raise `DataError` where the images are not those that the run began with."""
+    if content["fingerprint"] != fingerprint:
+        raise DataError(
+            f"{name} has changed since the run in {run.path} began",
+            f"put the old data back, or start again: slim run {run.recipe} -o ANOTHER_FOLDER",
+        )
+
+
+@contextmanager
+def resumable(run: RunDir | None, command: str, progress: Progress) -> Iterator[None]:
+    """Whatever ends the run early: say how to go on with it. `run` is None in a process that only helps."""
+    if run is None:
+        yield
+        return
+    way = f"slim {command} --resume {run.path}"
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        with contextlib.suppress(StorageError, OSError):
+            run.append("interrupted", time=time.time())
+        progress.say(f"to go on: {way}")
+        raise
+    except (StorageError, PeerError, MemoryShortError, DataError) as error:
+        again = f"go on: {way}{' --batch-size ...' if isinstance(error, MemoryShortError) else ''}"
+        raise type(error)(error.message, f"{error.hint}, then {again if run.recipe.exists() else 'start again'}") from error
+
+
+def folder_of(path: Path) -> RunDir:
+    """The run folder to go on with; `RunDirError` where there is none."""
+    run = RunDir(path)
+    run.read_recipe()
+    return run

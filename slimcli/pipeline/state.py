@@ -1,0 +1,154 @@
+"""What a pruning run knows between two steps: everything that going on needs, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from slimcli.networks import checkpoint
+from slimcli.networks.cost import count
+from slimcli.pruning.history import NormHistory
+from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Score
+from slimcli.training.engine import FitState
+
+DONE = "done"
+
+
+@dataclass
+class Network:
+    """A network and what belongs to it: everything that a step back must restore."""
+
+    model: nn.Module
+    history: NormHistory
+    groups: tuple[ChannelGroup, ...]
+    cost: NetworkCost
+    removed: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def filters(self) -> int:
+        """Output channels of all conv and linear layers."""
+        return sum(layer.filters for layer in self.cost.layers)
+
+    @property
+    def prunable(self) -> list[ChannelGroup]:
+        """The groups that may lose channels."""
+        return [group for group in self.groups if group.prunable]
+
+    def structure(self) -> str:
+        """The shape of every tensor: what all processes of a run must agree on."""
+        return "; ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in self.model.state_dict().items())
+
+    def content(self) -> JsonDict:
+        """As plain containers and tensors; the tensors are copies."""
+        return {
+            "state_dict": checkpoint.at_rest(self.model.state_dict()),
+            "history": self.history.state_dict(),
+            "groups": [asdict(group) for group in self.groups],
+            "removed": copy.deepcopy(self.removed),
+        }
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any], dense: nn.Module, input_shape: Sequence[int]) -> Network:
+        """The network that `content` describes: a copy of the dense one, its layers made as wide as the tensors say."""
+        reference = next(dense.parameters())
+        model = copy.deepcopy(dense).cpu()
+        checkpoint.take_widths(model, content["state_dict"])
+        model.load_state_dict(content["state_dict"])
+        trainable = {name: parameter.requires_grad for name, parameter in dense.named_parameters()}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+        groups = tuple(
+            ChannelGroup(**{**group, "members": tuple(Member(m["layer"], tuple(m["channels"])) for m in group["members"])})
+            for group in content["groups"]
+        )
+        model.to(reference.device).eval()
+        history = NormHistory.from_state_dict(content["history"])
+        return cls(model, history, groups, count(model, input_shape), copy.deepcopy(dict(content["removed"])))
+
+
+@dataclass
+class State:
+    """Where a run stands. `stage` names what comes next (a method of `pipeline.prune.Loop`).
+
+    `network` is the one being worked on, `kept` the last one within the allowed drop (they are one object between two
+    iterations); `fit` is the training phase in progress, `draws` the state of the generator of random choices.
+    """
+
+    network: Network
+    kept: Network
+    draws: Tensor
+    stage: str = "observe"
+    dense: Score | None = None
+    held_out: Score | None = None
+    iterations: list[Iteration] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    top1_after_surgery: float = 0.0
+    seconds: float = 0.0
+    fit: FitState | None = None
+    epochs: int = 0
+    lr_scale: float = 1.0
+    reason: str = ""
+    diverged: str = ""
+
+    def content(self) -> JsonDict:
+        """As plain containers and tensors; tensors of networks are copies, the optimizer's are not."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return plain | {
+            "network": None if self.network is self.kept else self.network.content(),
+            "kept": self.kept.content(),
+            "dense": asdict(self.dense) if self.dense else None,
+            "held_out": asdict(self.held_out) if self.held_out else None,
+            "iterations": [asdict(step) for step in self.iterations],
+            "choices": [asdict(choice) for choice in self.choices],
+            "fit": {"epochs": self.fit.epochs, "optimizer": self.fit.optimizer} if self.fit else None,
+        }
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any], dense: nn.Module, input_shape: Sequence[int]) -> State:
+        """The state that `content` gave."""
+        kept = Network.from_content(content["kept"], dense, input_shape)
+        return cls(
+            **{
+                **content,
+                "kept": kept,
+                "network": Network.from_content(content["network"], dense, input_shape) if content["network"] else kept,
+                "dense": Score(**content["dense"]) if content["dense"] else None,
+                "held_out": Score(**content["held_out"]) if content["held_out"] else None,
+                "iterations": [Iteration(**step) for step in content["iterations"]],
+                "choices": [_choice(choice) for choice in content["choices"]],
+                "fit": FitState(**content["fit"]) if content["fit"] else None,
+            }
+        )
+
+
+def _choice(plain: Mapping[str, Any]) -> Choice:
+    return Choice(plain["group"], tuple((i, j) for i, j in plain["pairs"]), tuple(plain["filters"]))
+
+
+class Store(Protocol):
+    """Where states go, and come back from when the loss is lost."""
+
+    def save(self, state: State) -> None:
+        """Keep this state."""
+
+    def load(self) -> JsonDict:
+        """The content of the last state that was kept."""
+
+
+class InMemory:
+    """States of a run that has no folder."""
+
+    def __init__(self) -> None:
+        self._content: JsonDict = {}
+
+    def save(self, state: State) -> None:
+        """Keep a copy."""
+        self._content = copy.deepcopy(state.content())
+
+    def load(self) -> JsonDict:
+        """A copy of the last one."""
+        return copy.deepcopy(self._content)
