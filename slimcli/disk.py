@@ -29,6 +29,10 @@ class Disk:
         """Wait until what was written to this open file (or changed in this folder) is on the disk, not only in memory."""
         os.fsync(handle)
 
+    def cut(self, file: IO[bytes], size: int) -> None:
+        """Make the file end here."""
+        file.truncate(size)
+
     def rename(self, source: Path, target: Path) -> None:
         """Put `source` where `target` was, at once."""
         source.replace(target)

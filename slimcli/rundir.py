@@ -153,7 +153,7 @@ class RunDir:
     def cut_journal(self, size: int) -> None:
         """Forget what was noted after a state was saved: it will happen again."""
         with disk.faults_named(self.journal), self.journal.open("ab") as file:
-            file.truncate(min(size, self.journal_size()))
+            disk.disk.cut(file, min(size, self.journal_size()))
 
     def save_state(self, data: bytes) -> None:
         """Make this the newest state and keep the one before; the journal reaches the disk first."""

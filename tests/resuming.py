@@ -68,6 +68,11 @@ class CountingDisk(Disk):
         self.before(self.count)
         super().sync(handle)
 
+    def cut(self, file: IO[bytes], size: int) -> None:
+        self.count += 1
+        self.before(self.count)
+        super().cut(file, size)
+
     def rename(self, source: Path, target: Path) -> None:
         self.count += 1
         self.before(self.count)

@@ -288,21 +288,21 @@ def _carry_out(job: Prepared, folder: RunDir | None, engine: Engine) -> Result |
     if folder is not None:
         loop.note, loop.store = folder.append, _StateFile(folder, job, dense_test)
         if job.dense_test is None:
-            _note_start(job, folder, dense_test, engine.progress)
+            _note_start(job, folder, dense_test, engine)
             loop.store.save(state)
     outcome = loop.run()
     slim_test = engine.evaluate(outcome.network.model, data.test)
-    result = _finish(job, folder, outcome, dense_test, slim_test, engine.progress) if folder is not None else None
+    result = _finish(job, folder, outcome, dense_test, slim_test, engine) if folder is not None else None
     engine.wait_for_all()
     return result
 
 
-def _note_start(job: Prepared, folder: RunDir, dense_test: Score, progress: Progress) -> None:
+def _note_start(job: Prepared, folder: RunDir, dense_test: Score, engine: Engine) -> None:
     cost, held_out = job.plan.budget.dense_cost, job.state.dense
     assert held_out is not None
     for note in job.notes:
-        progress.warn(note)
-    progress.say(f"dense: top-1 {dense_test.top1:.2f}, {cost.macs:,} MACs, {cost.params:,} parameters")
+        engine.progress.warn(note)
+    engine.progress.say(f"dense: top-1 {dense_test.top1:.2f}, {cost.macs:,} MACs, {cost.params:,} parameters")
     folder.append(
         "start",
         method=job.settings.method,
@@ -312,15 +312,15 @@ def _note_start(job: Prepared, folder: RunDir, dense_test: Score, progress: Prog
         held_out=asdict(held_out),
         frozen=_frozen(job.state.network),
         notes=list(job.notes),
-        environment=environment(),
+        environment=environment() | engine.describe(),
         time=time.time(),
     )
 
 
-def _finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, slim_test: Score, progress: Progress) -> Result:
+def _finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, slim_test: Score, engine: Engine) -> Result:
     """The slim checkpoint, the metrics, and the deployment; doing it again after an interruption changes nothing."""
     settings, subject = job.settings, job.subject
-    metrics = _metrics(job, dense_test, slim_test, outcome)
+    metrics = _metrics(job, dense_test, slim_test, outcome) | {"environment": environment() | engine.describe()}
     measured = {key: value for key, value in metrics["slim"].items() if key != "file_bytes"}
     checkpoint.save(folder.model, _snapshot(subject, outcome.network, measured))
     _check_reloads(folder.model, subject, outcome.network.model)
@@ -336,7 +336,7 @@ def _finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, 
     )
     folder.write_metrics(metrics)
     if settings.deploy:
-        undeployed = _deploy(job, outcome, folder, metrics, progress)
+        undeployed = _deploy(job, outcome, folder, metrics, engine.progress)
         shortfall = "; ".join(filter(None, (shortfall, undeployed)))
     folder.append("finished", shortfall=shortfall)
     return Result(folder, metrics, shortfall)
@@ -450,5 +450,4 @@ def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> Json
         ],
         "frozen": _frozen(outcome.network),
         "notes": list(job.notes),
-        "environment": environment(),
     }

@@ -171,7 +171,7 @@ class _Job:
             data=self.data.name,
             dense=asdict(count(self.model, self.data.shape)),
             epochs=self.settings.epochs,
-            environment=environment(),
+            environment=environment() | self.engine.describe(),
             time=time.time(),
         )
 
@@ -208,7 +208,7 @@ class _Job:
             "epochs": self.epochs_done,
             "dense": measured | {"file_bytes": None},
             "held_out": asdict(held_out),
-            "environment": environment(),
+            "environment": environment() | self.engine.describe(),
         }
         run.append("end", **measured, samples=test.samples, held_out=asdict(held_out))
         run.write_metrics(metrics)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from slimcli import processes
+from slimcli.environment import instructions
 from slimcli.errors import DivergedError, MemoryShortError, PeerError, SettingsError
 from slimcli.progress import Phase, Progress
-from slimcli.records import Loader, Score
+from slimcli.records import JsonDict, Loader, Score
 from slimcli.settings import FitSettings
 from slimcli.training import peers
 
@@ -70,6 +71,11 @@ class Engine:
         self._fabric = Fabric(accelerator=self.device.type, devices=1, precision=self.precision)
         self._world = 1
         torch.manual_seed(settings.seed)
+
+    def describe(self) -> JsonDict:
+        """How this run computes, for its records."""
+        precision = "bf16" if self.precision == "bf16-mixed" else "32"
+        return {"device": self.device.type, "precision": precision, "processes": self._world}
 
     def launch(self) -> None:
         """Become one of several processes, where the settings or torchrun ask for that; returns when all are there."""
@@ -366,9 +372,15 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name, processes.local_rank()) if name == "cuda" else torch.device(name)
 
 
-def pick_precision(name: str, device: torch.device) -> Any:
-    """Fabric's name for `32` or `bf16` (autocast; weights, optimizer and accuracy stay in 32 bits)."""
-    return {"auto": "32-true", "32": "32-true", "bf16": "bf16-mixed"}[name]
+def pick_precision(name: str, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
+    """Fabric's name for `32` or `bf16` (autocast in training; weights, optimizer and accuracy stay in 32 bits).
+
+    `auto` is bf16 where the processor computes in it: half as fast again at the same accuracy (`docs/training.md`).
+    """
+    if name == "auto":
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else "bf16" in instructions()
+        name = "bf16" if native else "32"
+    return "bf16-mixed" if name == "bf16" else "32-true"
 
 
 logging.getLogger("lightning_fabric").setLevel(logging.ERROR)

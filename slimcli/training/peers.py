@@ -20,6 +20,7 @@ SILENCE = 30.0  # seconds without a sign of life after which a process counts as
 _BEAT = 2.0
 _GRACE = 5.0  # seconds in which a process that noticed the loss itself may end with its own words
 _PARENT = "SLIM_PARENT"
+_SILENT = f"has given no sign of life for {SILENCE:.0f} s"
 
 Child = subprocess.Popen[bytes]
 
@@ -66,8 +67,8 @@ class Heartbeat(threading.Thread):
         self._children = children
         self._parent = int(os.environ.get(_PARENT, 0))
         self._rank = processes.rank()
-        self._store: Store | None = None
         self._seen: dict[int, tuple[str, float]] = {}
+        self._looked = float("inf")
         self._done = threading.Event()
         atexit.register(self._done.set)
         self.start()
@@ -77,33 +78,39 @@ class Heartbeat(threading.Thread):
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         server = TCPStore(host, 0, None, True, wait_for_workers=False) if self._rank == 0 else None
         port = share(server.port if server is not None else 0)
-        self._store = server or TCPStore(host, port, None, False, timedelta(seconds=SILENCE))
+        store = server or TCPStore(host, port, None, False, timedelta(seconds=SILENCE))
+        self._looked = time.monotonic()
+        threading.Thread(target=self._exchange, args=(store,), daemon=True, name="signs-of-life").start()
 
     def run(self) -> None:
-        beats = 0
         while not self._done.wait(_BEAT):
-            beats += 1
             for rank, child in enumerate(self._children, start=1):
                 if child.poll() not in (None, 0):
                     self._lost(rank, f"ended with code {child.returncode}")
             if self._parent and os.getppid() != self._parent:
                 self._lost(0, "has stopped")
-            if self._store is not None:
-                try:
-                    self._look(self._store, beats)
-                except RuntimeError:  # the store lives in process 0
-                    self._lost(0, "has stopped")
+            now = time.monotonic()
+            if now - self._looked > SILENCE:
+                self._lost(0, _SILENT)  # the store lives in process 0, and does not answer
+            for rank, (_, since) in list(self._seen.items()):
+                if now - since > SILENCE:
+                    self._lost(rank, _SILENT)
 
-    def _look(self, store: Store, beats: int) -> None:
-        store.set(f"alive/{self._rank}", str(beats))
-        now = time.monotonic()
-        for rank in range(processes.world()):
-            key = f"alive/{rank}"
-            word = store.get(key).decode() if store.check([key]) else ""
-            last, since = self._seen.get(rank, ("", now))
-            self._seen[rank] = (word, now if word != last else since)
-            if now - self._seen[rank][1] > SILENCE:
-                self._lost(rank, f"has given no sign of life for {SILENCE:.0f} s")
+    def _exchange(self, store: Store) -> None:
+        """Tell the others and look at them, in a thread of its own: a store in a process that hangs never answers."""
+        beats = 0
+        while not self._done.wait(_BEAT):
+            beats += 1
+            try:
+                store.set(f"alive/{self._rank}", str(beats))
+                for rank in range(processes.world()):
+                    key = f"alive/{rank}"
+                    word = store.get(key).decode() if store.check([key]) else ""
+                    last, since = self._seen.get(rank, ("", time.monotonic()))
+                    self._seen[rank] = (word, time.monotonic() if word != last else since)
+            except RuntimeError:
+                self._lost(0, "has stopped")
+            self._looked = time.monotonic()
 
     def _lost(self, rank: int, what: str) -> None:
         if self._done.wait(_GRACE):
