@@ -57,7 +57,7 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
     if history is not None:
         known.check_fits(network)
     resolved = replace(resolved, arch=type(model).__name__)
-    engine.launch()
+    engine.group.launch()
     outcome = Loop(*start(network, data, known, resolved), network, data, resolved, engine).run()
     if outcome.diverged:
         raise DivergedError(outcome.diverged, "try a lower learning rate")

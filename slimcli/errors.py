@@ -75,7 +75,11 @@ class StorageError(FellShortError):
 
 
 class MemoryShortError(FellShortError):
-    """The network and its batches do not fit into memory."""
+    """The network and its batches do not fit into memory. `flag` is what to try instead."""
+
+    def __init__(self, where: str, batch_size: int) -> None:
+        self.flag = f"--batch-size {max(1, batch_size // 2)}"
+        super().__init__(f"out of memory in {where}, with batches of {batch_size} images", f"try {self.flag}")
 
 
 class PeerError(FellShortError):

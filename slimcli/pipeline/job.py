@@ -2,54 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from slimcli import processes
 from slimcli.data.sources import absolute
 from slimcli.environment import environment
-from slimcli.errors import CheckpointError, FellShortError, ParityError, RunDirError
+from slimcli.errors import CheckpointError, RunDirError
 from slimcli.networks import checkpoint, resolve
-from slimcli.networks.checkpoint import Checkpoint
-from slimcli.networks.cost import layers_of
-from slimcli.pipeline.decisions import also_removed
-from slimcli.pipeline.deploy import bench_run, describe, export_both, first_images
-from slimcli.pipeline.plan import Plan
-from slimcli.pipeline.prune import Loop, Outcome, go_on, start
+from slimcli.pipeline.finish import Prepared, Result, finish, frozen, snapshot
+from slimcli.pipeline.prune import Loop, go_on, start
 from slimcli.pipeline.resume import check_data, folder_of, read_state, resumable, settings_of
-from slimcli.pipeline.state import DONE, Network, State
+from slimcli.pipeline.state import DONE, State
 from slimcli.pipeline.subject import Subject, open_subject
 from slimcli.progress import Progress
 from slimcli.pruning import methods
 from slimcli.pruning.history import NormHistory
 from slimcli.records import JsonDict, Score
-from slimcli.report import page
 from slimcli.rundir import RunDir, default_path
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import Engine
 
 _CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A checked job: nothing has been written yet."""
-
-    settings: PruneSettings
-    subject: Subject
-    state: State
-    plan: Plan
-    notes: tuple[str, ...]
-    dense_test: Score | None = None
 
 
 def prepare(settings: PruneSettings) -> Prepared:
@@ -137,15 +118,6 @@ def dry_run(settings: PruneSettings) -> JsonDict:
     }
 
 
-@dataclass(frozen=True)
-class Result:
-    """Where the run is and what it measured. `shortfall` says what was asked for and not reached; empty when all was."""
-
-    folder: RunDir
-    metrics: JsonDict
-    shortfall: str
-
-
 def run(
     settings: PruneSettings, out: Path | None = None, progress: Progress | None = None, overwrite: bool = False
 ) -> Result | None:
@@ -211,9 +183,9 @@ def _where(state: State) -> str:
 def _launched(job: Prepared, progress: Progress) -> Engine:
     """The engine, in all its processes, which must have the same data and network before them."""
     engine = Engine(job.settings, progress if processes.is_main() else Progress())
-    engine.launch()
-    engine.agree("data", job.subject.data.fingerprint)
-    engine.agree("a network", f"{_checksum(job.subject.model)} {_checksum(job.state.network.model)} {job.state.stage}")
+    engine.group.launch()
+    engine.group.agree("data", job.subject.data.fingerprint)
+    engine.group.agree("a network", f"{_checksum(job.subject.model)} {_checksum(job.state.network.model)} {job.state.stage}")
     return engine
 
 
@@ -236,8 +208,7 @@ class _StateFile:
     def save(self, state: State) -> None:
         """Write it, and keep the one before."""
         resume = state.content()
-        snapshot = checkpoint.content_of(_snapshot(self._job.subject, state.kept, {}))
-        content = snapshot | {
+        content = checkpoint.content_of(snapshot(self._job.subject, state.kept, {})) | {
             "state_dict": resume["kept"]["state_dict"],  # the same tensors: they are written once
             "history": resume["kept"]["history"],
             "resume": resume,
@@ -292,8 +263,8 @@ def _carry_out(job: Prepared, folder: RunDir | None, engine: Engine) -> Result |
             loop.store.save(state)
     outcome = loop.run()
     slim_test = engine.evaluate(outcome.network.model, data.test)
-    result = _finish(job, folder, outcome, dense_test, slim_test, engine) if folder is not None else None
-    engine.wait_for_all()
+    result = finish(job, folder, outcome, dense_test, slim_test, engine) if folder is not None else None
+    engine.group.wait_for_all()
     return result
 
 
@@ -310,144 +281,8 @@ def _note_start(job: Prepared, folder: RunDir, dense_test: Score, engine: Engine
         data=job.subject.data.name,
         dense=asdict(dense_test) | asdict(cost),
         held_out=asdict(held_out),
-        frozen=_frozen(job.state.network),
+        frozen=frozen(job.state.network),
         notes=list(job.notes),
-        environment=environment() | engine.describe(),
+        environment=environment() | engine.group.describe(),
         time=time.time(),
     )
-
-
-def _finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, slim_test: Score, engine: Engine) -> Result:
-    """The slim checkpoint, the metrics, and the deployment; doing it again after an interruption changes nothing."""
-    settings, subject = job.settings, job.subject
-    metrics = _metrics(job, dense_test, slim_test, outcome) | {"environment": environment() | engine.describe()}
-    measured = {key: value for key, value in metrics["slim"].items() if key != "file_bytes"}
-    checkpoint.save(folder.model, _snapshot(subject, outcome.network, measured))
-    _check_reloads(folder.model, subject, outcome.network.model)
-    shortfall = _shortfall(settings, outcome, folder)
-    folder.append(
-        "end",
-        reason=outcome.reason,
-        **asdict(slim_test),
-        held_out=metrics["held_out"],
-        epochs=outcome.epochs,
-        budget_met=outcome.budget_met,
-        **asdict(outcome.network.cost),
-    )
-    folder.write_metrics(metrics)
-    if settings.deploy:
-        undeployed = _deploy(job, outcome, folder, metrics, engine.progress)
-        shortfall = "; ".join(filter(None, (shortfall, undeployed)))
-    folder.append("finished", shortfall=shortfall)
-    return Result(folder, metrics, shortfall)
-
-
-@torch.no_grad()
-def _check_reloads(path: Path, subject: Subject, slim: nn.Module) -> None:
-    """Raise `ParityError` unless the saved checkpoint gives the very outputs of the network it was saved from."""
-    images = first_images(subject.data.test, 8)
-    reloaded = checkpoint.load(path, subject.checkpoint.arch).build()
-    if not torch.equal(reloaded(images), copy.deepcopy(slim).cpu()(images)):
-        raise ParityError(f"{path} does not give the outputs of the network it was saved from", "report this network")
-
-
-def _snapshot(subject: Subject, network: Network, metrics: JsonDict) -> Checkpoint:
-    return replace(
-        subject.checkpoint,
-        state_dict=network.model.state_dict(),
-        removed=_removed(subject, network),
-        history=network.history.state_dict(),
-        metrics=metrics,
-    )
-
-
-def _shortfall(settings: PruneSettings, outcome: Outcome, folder: RunDir) -> str:
-    if outcome.diverged:
-        return f"{outcome.diverged}; the last network that was kept is {folder.model} (try a lower --lr)"
-    if not outcome.budget_met:
-        return (
-            f"the budget was not reached: {outcome.reason}; the last network within the allowed drop is {folder.model} "
-            "(allow a larger --max-drop, smaller steps with --amount, or more --epochs)"
-        )
-    unlimited = not any((settings.macs, settings.params, settings.widths, settings.iterations))
-    if unlimited and not any(step.kept for step in outcome.iterations):
-        return f"nothing was removed: {outcome.reason} (allow a larger --max-drop, or more --epochs)"
-    return ""
-
-
-def _deploy(job: Prepared, outcome: Outcome, folder: RunDir, metrics: JsonDict, progress: Progress) -> str:
-    """Export, bench and report; returns what fell short (a network that cannot be exported still gets its report)."""
-    progress.say("exporting, measuring, reporting")
-    shortfall = ""
-    try:
-        exports = export_both(
-            folder,
-            job.subject.model,
-            outcome.network.model,
-            first_images(job.subject.data.test),
-            {side: describe(job.subject.checkpoint, metrics[side]["top1"]) for side in ("dense", "slim")},
-        )
-    except FellShortError as error:
-        shortfall = error.message
-        metrics["notes"].append(f"not exported: {error.message}")
-        folder.append("deployed", notes=metrics["notes"][-1:])
-        folder.write_metrics(metrics)
-    else:
-        for side, export in exports.items():
-            metrics[side]["file_bytes"] = export.file_bytes
-        metrics["parity"] = {"max_error": exports["slim"].max_error, "samples": exports["slim"].samples}
-        bench_run(folder, metrics)
-        facts = {side: {key: metrics[side][key] for key in ("file_bytes", "latency_ms")} for side in ("dense", "slim")}
-        folder.append("deployed", **facts, parity=metrics["parity"], speedup=metrics["speedup"])
-    page.write(folder)
-    return shortfall
-
-
-def _removed(subject: Subject, network: Network) -> dict[str, list[int]]:
-    """What is gone, in the numbering of the network as its builder makes it."""
-    merged = {layer: list(gone) for layer, gone in subject.checkpoint.removed.items()}
-    layers = layers_of(subject.model)
-    for layer, gone in network.removed.items():
-        width = layers[layer].weight.shape[0]
-        merged[layer] = also_removed(merged.get(layer, []), width, [c for c in range(width) if c not in set(gone)])
-    return merged
-
-
-def _frozen(network: Network) -> list[dict[str, str]]:
-    return [{"group": group.name, "reason": group.reason} for group in network.groups if not group.prunable]
-
-
-def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> JsonDict:
-    dense_cost, cost = job.plan.budget.dense_cost, outcome.network.cost
-    return {
-        "schema": 1,
-        "method": job.settings.method,
-        "arch": job.settings.arch,
-        "data": job.subject.data.name,
-        "dense": {
-            "top1": dense.top1,
-            "loss": dense.loss,
-            "macs": dense_cost.macs,
-            "params": dense_cost.params,
-            "file_bytes": None,
-        },
-        "slim": {"top1": slim.top1, "loss": slim.loss, "macs": cost.macs, "params": cost.params, "file_bytes": None},
-        "removed": {"macs": 1 - cost.macs / dense_cost.macs, "params": 1 - cost.params / dense_cost.params},
-        "held_out": {"dense": asdict(outcome.dense_held_out), "slim": asdict(outcome.held_out)},
-        "epochs": outcome.epochs,
-        "reason": outcome.reason,
-        "budget_met": outcome.budget_met,
-        "iterations": [asdict(step) for step in outcome.iterations],
-        "layers": [
-            {
-                "name": before.name,
-                "type": before.type,
-                "filters": [before.filters, after.filters],
-                "macs": [before.macs, after.macs],
-                "params": [before.params, after.params],
-            }
-            for before, after in zip(dense_cost.layers, cost.layers, strict=True)
-        ],
-        "frozen": _frozen(outcome.network),
-        "notes": list(job.notes),
-    }

@@ -146,7 +146,7 @@ class Loop:
         generator = torch.Generator()
         generator.set_state(state.draws)
         choices = choose(state.network, counts, self.settings, generator)
-        state.choices, state.draws = self.engine.broadcast((choices, generator.get_state()))
+        state.choices, state.draws = self.engine.group.broadcast((choices, generator.get_state()))
         return "tie"
 
     def tie(self) -> str:
@@ -158,10 +158,10 @@ class Loop:
     def operate(self) -> str:
         """Remove what was chosen, and measure what that alone cost."""
         network, shape = self.state.network, self.data.shape
-        removal = self.engine.broadcast(removal_of(network, self.state.choices, self.settings))
+        removal = self.engine.group.broadcast(removal_of(network, self.state.choices, self.settings))
         examples = examples_of(network, self.state.choices, removal)
         remove(network, removal, shape, self.settings.linear)
-        self.engine.agree(f"a network after the removals of iteration {self._index}", network.structure())
+        self.engine.group.agree(f"a network after the removals of iteration {self._index}", network.structure())
         score = self.engine.evaluate(network.model, self.data.held_out)
         self.state.top1_after_surgery = score.top1
         self.note(
@@ -195,7 +195,7 @@ class Loop:
             epochs=self.settings.epochs,
             removed=state.kept.filters - network.filters,
             seconds=round(self._elapsed(), 3),
-            kept=self.engine.broadcast(score.top1 >= self._lowest),
+            kept=self.engine.group.broadcast(score.top1 >= self._lowest),
         )
         self.note("iteration", **asdict(step))
         self.engine.progress.say(_line(step, self._dense_score, self.plan, network))
@@ -221,7 +221,7 @@ class Loop:
         """Judge the last retraining too: one that lost more than allowed is taken back."""
         state = self.state
         state.held_out = self.engine.evaluate(state.network.model, self.data.held_out)
-        if self._kept_iterations and self.engine.broadcast(state.held_out.top1 < self._lowest):
+        if self._kept_iterations and self.engine.group.broadcast(state.held_out.top1 < self._lowest):
             state.network = state.kept
             state.reason += "; the last retraining lost accuracy and was taken back"
             state.held_out = self.engine.evaluate(state.network.model, self.data.held_out)
@@ -286,7 +286,7 @@ class Loop:
             self.state.held_out = self.engine.evaluate(self.state.kept.model, self.data.held_out)
             self._saved(DONE)
             return
-        content = self.engine.broadcast(self.store.load() if processes.is_main() else None)
+        content = self.engine.group.broadcast(self.store.load() if processes.is_main() else None)
         assert content is not None
         self.state = State.from_content(content, self._dense, self.data.shape)
         self.state.lr_scale = self.engine.lr_scale = LOWERED

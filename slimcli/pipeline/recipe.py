@@ -21,6 +21,7 @@ from typing import Any
 from slimcli import processes
 from slimcli.errors import SettingsError, suggest
 from slimcli.pipeline import job
+from slimcli.pipeline.finish import Result
 from slimcli.pipeline.resume import folder_of
 from slimcli.pipeline.train import Trained, train
 from slimcli.pipeline.train import resume as resume_training
@@ -158,7 +159,7 @@ class _Steps:
     def _carry_out(self, step: _Step, run: RunDir, model: str) -> JsonDict | None:
         started = time.perf_counter()
         again = self.changes is not None and run.recipe.exists()
-        result: Trained | job.Result | None
+        result: Trained | Result | None
         if isinstance(step.settings, TrainSettings):
             settings = replace(step.settings, **(self.changes or {}))
             train_again = partial(resume_training, run.path, self.changes, self.progress)

@@ -78,8 +78,11 @@ def resumable(run: RunDir | None, command: str, progress: Progress) -> Iterator[
         progress.say(f"to go on: {way}")
         raise
     except (StorageError, PeerError, MemoryShortError, DataError) as error:
-        again = f"go on: {way}{' --batch-size ...' if isinstance(error, MemoryShortError) else ''}"
-        raise type(error)(error.message, f"{error.hint}, then {again if run.recipe.exists() else 'start again'}") from error
+        if isinstance(error, MemoryShortError):
+            error.hint = f"go on with {way} {error.flag}"
+        else:
+            error.hint += f", then go on: {way}" if run.recipe.exists() else ", then start again"
+        raise
 
 
 def folder_of(path: Path) -> RunDir:

@@ -12,7 +12,7 @@ from slimcli.data.sources import check_fits, open_data
 from slimcli.errors import DataError
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.settings import DataSettings
-from slimcli.training.engine import pick_device
+from slimcli.training.group import pick_device
 
 
 @dataclass(frozen=True)

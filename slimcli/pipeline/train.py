@@ -104,9 +104,9 @@ class _Job:
         if content is not None and run is not None:
             check_data(content, self.data.fingerprint, run, self.data.name)
             self._take(content)
-        self.engine.launch()
-        self.engine.agree("data", self.data.fingerprint)
-        self.model.load_state_dict(self.engine.broadcast(checkpoint.at_rest(self.model.state_dict())))
+        self.engine.group.launch()
+        self.engine.group.agree("data", self.data.fingerprint)
+        self.model.load_state_dict(self.engine.group.broadcast(checkpoint.at_rest(self.model.state_dict())))
 
     @property
     def epochs_done(self) -> int:
@@ -128,7 +128,7 @@ class _Job:
         lost = self._fit(run)
         held_out, test = (self.engine.evaluate(self.model, split) for split in (self.data.held_out, self.data.test))
         trained = self._finish(run, held_out, test, lost) if run is not None else None
-        self.engine.wait_for_all()
+        self.engine.group.wait_for_all()
         return trained
 
     def _fit(self, run: RunDir | None) -> str:
@@ -150,7 +150,7 @@ class _Job:
             except DivergedError as error:
                 content = read_state(run, Progress()) if run is not None else None
                 lowered = self.engine.lr_scale < 1
-                self._take(self.engine.broadcast(content or {}))
+                self._take(self.engine.group.broadcast(content or {}))
                 if lowered and not self.epochs_done:
                     raise
                 if lowered:
@@ -171,7 +171,7 @@ class _Job:
             data=self.data.name,
             dense=asdict(count(self.model, self.data.shape)),
             epochs=self.settings.epochs,
-            environment=environment() | self.engine.describe(),
+            environment=environment() | self.engine.group.describe(),
             time=time.time(),
         )
 
@@ -208,7 +208,7 @@ class _Job:
             "epochs": self.epochs_done,
             "dense": measured | {"file_bytes": None},
             "held_out": asdict(held_out),
-            "environment": environment() | self.engine.describe(),
+            "environment": environment() | self.engine.group.describe(),
         }
         run.append("end", **measured, samples=test.samples, held_out=asdict(held_out))
         run.write_metrics(metrics)

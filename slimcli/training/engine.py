@@ -1,37 +1,29 @@
-"""The training loop, and accuracy. Device, precision, processes and optimizer live here; what is trained, and why, does not."""
+"""The training loop, and accuracy. The optimizer lives here; what is trained, and why, does not."""
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Literal, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
-from slimcli import processes
-from slimcli.environment import instructions
-from slimcli.errors import DivergedError, MemoryShortError, PeerError, SettingsError
+from slimcli.errors import DivergedError, MemoryShortError
 from slimcli.progress import Phase, Progress
-from slimcli.records import JsonDict, Loader, Score
+from slimcli.records import Loader, Score
 from slimcli.settings import FitSettings
-from slimcli.training import peers
+from slimcli.training.group import Group
 
-T = TypeVar("T")
 Penalty = Callable[[nn.Module], Tensor]
 READ_EVERY = 20  # steps between two looks at the loss: each look makes the host wait for the device
-_heartbeat: peers.Heartbeat | None = None  # one a process, however many engines a recipe goes through
 
 
 @dataclass(frozen=True)
@@ -57,92 +49,18 @@ class FitState:
 class Engine:
     """Trains and evaluates one network after another with the same settings, and counts the epochs of the whole run.
 
-    With several processes each takes its part of every batch; losses, gradients, batch-norm statistics and accuracies are
-    those of all. `epochs_done` and `lr_scale` are part of a run's state: set them when a run goes on.
+    With several processes (`group`) each takes its part of every batch; losses, gradients, batch-norm statistics and
+    accuracies are those of all. `epochs_done` and `lr_scale` are part of a run's state: set them when a run goes on.
     """
 
     def __init__(self, settings: FitSettings, progress: Progress | None = None) -> None:
         self.settings = settings
         self.progress = progress or Progress()
-        self.device = pick_device(settings.device)
-        self.precision = pick_precision(settings.precision, self.device)
+        self.group = Group(settings)
+        self.device = self.group.device
         self.epochs_done = 0
         self.lr_scale = 1.0
-        self._fabric = Fabric(accelerator=self.device.type, devices=1, precision=self.precision)
-        self._world = 1
         torch.manual_seed(settings.seed)
-
-    def describe(self) -> JsonDict:
-        """How this run computes, for its records."""
-        precision = "bf16" if self.precision == "bf16-mixed" else "32"
-        return {"device": self.device.type, "precision": precision, "processes": self._world}
-
-    def launch(self) -> None:
-        """Become one of several processes, where the settings or torchrun ask for that; returns when all are there."""
-        global _heartbeat
-        if processes.world() > 1 and self.settings.devices not in (1, processes.world()):
-            raise SettingsError(
-                f"--devices {self.settings.devices} contradicts the {processes.world()} processes of this run", "leave it out"
-            )
-        count = max(processes.world(), self.settings.devices)
-        if self.settings.batch_size < 2 * count:
-            raise SettingsError(
-                f"--batch-size {self.settings.batch_size} is too small for {count} processes, which share each batch",
-                f"give at least {2 * count}",
-            )
-        children = self._start_others() if processes.world() == 1 and self.settings.devices > 1 else []
-        self._world = processes.world()
-        if self._world == 1:
-            return
-        if _heartbeat is None:
-            _heartbeat = connecting = peers.Heartbeat(children)
-        else:
-            connecting = None
-        local = processes.local_world()
-        self._fabric = Fabric(
-            accelerator=self.device.type,
-            devices=local,
-            num_nodes=self._world // local,
-            precision=self.precision,
-            # A loss of a process is the heartbeat's to notice; process 0 may be busy for long while the others wait.
-            strategy=DDPStrategy(timeout=timedelta(days=7)),
-        )
-        with _peers_named():
-            self._fabric.launch()
-        if connecting is not None:
-            connecting.connect(lambda port: self.broadcast(port))
-
-    def _start_others(self) -> list[peers.Child]:
-        count = self.settings.devices
-        if self.device.type == "cuda" and count > torch.cuda.device_count():
-            raise SettingsError(f"--devices {count}: there are {torch.cuda.device_count()} CUDA devices here", "ask for fewer")
-        if not processes.command:
-            raise SettingsError(
-                f"devices={count} from Python needs a launcher", f"start the script with torchrun --nproc-per-node {count}"
-            )
-        return peers.start_others(processes.command, count)
-
-    def broadcast(self, value: T) -> T:
-        """Process 0's value, in every process: what is decided is decided once."""
-        if self._world == 1:
-            return value
-        with _peers_named():
-            return self._fabric.broadcast(value)
-
-    def agree(self, what: str, found: str) -> None:
-        """Raise `PeerError`, in every process, unless all of them found the same."""
-        if self._world == 1:
-            return
-        expected = self.broadcast(found)
-        differing = int(self._sum(torch.tensor([float(found != expected)], device=self.device))[0])
-        if differing:
-            own = f"; process {processes.rank()} has {found[:300]}, process 0 {expected[:300]}" if found != expected else ""
-            raise PeerError(f"{differing} of {self._world} processes have {what} other than process 0's{own}", "report this")
-
-    def wait_for_all(self) -> None:
-        """Return when every process has come here."""
-        self.broadcast(None)
-        self._sum(torch.zeros(1, device=self.device))
 
     def fit(
         self,
@@ -165,7 +83,7 @@ class Engine:
         first = done.epochs if done is not None else 0
         if first >= epochs:
             return
-        part = train.shard(processes.rank(), self._world)
+        part = train.shard(self.group.rank, self.group.size)
         with _training(model), self.progress.phase(phase, epochs, len(part), first) as bar:
             optimizer = self._optimizer(model)
             if done is not None:
@@ -180,14 +98,14 @@ class Engine:
                     progress = (index + number / len(part)) / epochs
                     for group in optimizer.param_groups:
                         group["lr"] = self.lr_scale * self.settings.lr * lr_factor(schedule or self.settings.schedule, progress)
-                    with self._fabric.autocast():
+                    with self.group.autocast():
                         logits = forward(images)
                     logits = logits.float()
                     loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
                     if penalty is not None:
                         loss = loss + penalty(model)
                     optimizer.zero_grad(set_to_none=True)
-                    self._fabric.backward(loss)
+                    loss.backward()  # type: ignore[no-untyped-call]
                     self._average_gradients(model, len(labels))
                     if self.settings.clip_norm:
                         # Right after a removal a few steps have gradients that would throw the survivors away.
@@ -196,7 +114,7 @@ class Engine:
                     correct = (logits.detach().argmax(1) == labels).sum()
                     return torch.stack([loss.detach().double() * len(labels), correct.double()])
 
-                with _peers_named(), self._memory_named(where):
+                with self.group.losses_named(), self._memory_named(where):
                     loss, top1 = self._epoch(part, step, bar, where)
                     self._share_statistics(model)
                 if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
@@ -222,11 +140,11 @@ class Engine:
         In one piece, so that the order of summation, and with it the last bit, is the same in a run that was resumed
         (DistributedDataParallel chooses its pieces by what it saw in its first steps).
         """
-        if self._world == 1:
+        if self.group.size == 1:
             return
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), torch.ones(1, device=self.device)])
-        total = self._sum(flat * images)
+        total = self.group.sum(flat * images)
         sizes = [gradient.numel() for gradient in gradients]
         for gradient, mean in zip(gradients, torch.split(total[:-1] / total[-1], sizes), strict=True):
             gradient.copy_(mean.view(gradient.shape))  # in the gradient's own layout, which the optimizer counts on
@@ -242,26 +160,20 @@ class Engine:
             if number % READ_EVERY and number != len(train):
                 bar.step(None, None)
                 continue
-            loss_sum, correct, seen = self._sum(sums).tolist()
+            loss_sum, correct, seen = self.group.sum(sums).tolist()
             mean, top1 = loss_sum / seen, 100 * correct / seen
             if not math.isfinite(mean):
                 raise self._diverged(f"the loss is {mean} in {where}")
             bar.step(mean, top1)
         return mean, top1
 
-    def _sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
-        if self._world == 1:
-            return values
-        return cast(Tensor, self._fabric.all_reduce(values.clone(), reduce_op="sum"))
-
     @torch.no_grad()
     def _share_statistics(self, model: nn.Module) -> None:
         """Batch norm's running statistics become the mean over all processes, each of which saw its part of the images."""
-        if self._world > 1:
+        if self.group.size > 1:
             for buffer in model.buffers():
                 if buffer.is_floating_point():
-                    buffer.copy_(self._sum(buffer) / self._world)
+                    buffer.copy_(self.group.sum(buffer) / self.group.size)
 
     def _diverged(self, message: str) -> DivergedError:
         return DivergedError(message, f"try a lower learning rate, for example --lr {self.settings.lr / 3:.2g}")
@@ -284,8 +196,8 @@ class Engine:
         """Top-1 accuracy in percent and mean cross-entropy over a split, in full precision. The model is put into eval mode."""
         model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        with _peers_named(), self._memory_named("measuring accuracy"):
-            for images, labels in loader.shard(processes.rank(), self._world).epoch(0):
+        with self.group.losses_named(), self._memory_named("measuring accuracy"):
+            for images, labels in loader.shard(self.group.rank, self.group.size).epoch(0):
                 if not len(labels):
                     continue
                 images, labels = images.to(self.device), labels.to(self.device)
@@ -293,7 +205,7 @@ class Engine:
                 sums[0] += F.cross_entropy(logits, labels, reduction="sum")
                 sums[1] += (logits.argmax(1) == labels).sum()
                 sums[2] += len(labels)
-            loss, correct, samples = self._sum(sums).tolist()
+            loss, correct, samples = self.group.sum(sums).tolist()
         return Score(100 * correct / samples, loss / samples, int(samples))
 
     @contextmanager
@@ -304,27 +216,12 @@ class Engine:
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            size = self.settings.batch_size
-            raise MemoryShortError(
-                f"out of memory in {where}, with batches of {size} images", f"try --batch-size {max(1, size // 2)}"
-            ) from error
+            raise MemoryShortError(where, self.settings.batch_size) from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     words = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
-@contextmanager
-def _peers_named() -> Iterator[None]:
-    """Say plainly what a broken connection to another process means."""
-    try:
-        yield
-    except RuntimeError as error:
-        lost = isinstance(error, torch.distributed.DistError) or any(w in str(error) for w in ("gloo", "NCCL", "Connection"))
-        if processes.world() == 1 or not lost:
-            raise
-        raise PeerError("another process of this run has stopped", "what was saved can be resumed") from error
 
 
 def seed_everything(seed: int, number: int) -> None:
@@ -361,26 +258,3 @@ def lr_factor(schedule: str, progress: float) -> float:
     if progress < warmup:
         return 0.05 + 0.95 * progress / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one; of several, this process's own."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("--device cuda: there is no CUDA device here", "use --device cpu")
-    return torch.device(name, processes.local_rank()) if name == "cuda" else torch.device(name)
-
-
-def pick_precision(name: str, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
-    """Fabric's name for `32` or `bf16` (autocast in training; weights, optimizer and accuracy stay in 32 bits).
-
-    `auto` is bf16 where the processor computes in it: half as fast again at the same accuracy (`docs/training.md`).
-    """
-    if name == "auto":
-        native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else "bf16" in instructions()
-        name = "bf16" if native else "32"
-    return "bf16-mixed" if name == "bf16" else "32-true"
-
-
-logging.getLogger("lightning_fabric").setLevel(logging.ERROR)

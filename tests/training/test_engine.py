@@ -24,7 +24,8 @@ from slimcli.errors import DivergedError, MemoryShortError, SettingsError
 from slimcli.networks.checkpoint import to_bytes
 from slimcli.progress import Progress
 from slimcli.settings import SCHEDULES, FitSettings
-from slimcli.training.engine import Engine, Epoch, FitState, lr_factor, pick_device
+from slimcli.training.engine import Engine, Epoch, FitState, lr_factor
+from slimcli.training.group import pick_device
 from tests import tiny
 
 

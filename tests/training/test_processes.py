@@ -15,7 +15,7 @@ import pytest
 
 from slimcli.errors import SettingsError
 from slimcli.settings import FitSettings
-from slimcli.training.engine import Engine
+from slimcli.training.group import Group
 from tests.resuming import RANK_KILLER, call, end_of, slim
 
 ARGUMENTS = [
@@ -147,8 +147,8 @@ def test_torchrun_on_two_hosts_does_what_two_local_processes_do(
 
 def test_nonsense_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="--batch-size 3 is too small for 2 processes"):
-        Engine(FitSettings(devices=2, batch_size=3, device="cpu")).launch()
+        Group(FitSettings(devices=2, batch_size=3, device="cpu")).launch()
     monkeypatch.setattr("slimcli.processes.command", [])
     with pytest.raises(SettingsError, match="from Python") as caught:
-        Engine(FitSettings(devices=2, device="cpu")).launch()
+        Group(FitSettings(devices=2, device="cpu")).launch()
     assert "torchrun" in caught.value.hint
