@@ -59,11 +59,13 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
     resolved = replace(resolved, arch=type(model).__name__)
     engine.group.launch()
     outcome = Loop(*start(network, data, known, resolved), network, data, resolved, engine).run()
+    score = engine.evaluate(outcome.network.model, data.test)
+    engine.group.part()
     if outcome.diverged:
         raise DivergedError(outcome.diverged, "try a lower learning rate")
     return Pruned(
         outcome.network.model,
-        engine.evaluate(outcome.network.model, data.test),
+        score,
         outcome.network.cost,
         outcome.iterations,
         outcome.network.removed,

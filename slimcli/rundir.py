@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 import tomllib
+import weakref
 import zipfile
 from pathlib import Path
 from typing import IO, Any, Self
@@ -76,6 +77,7 @@ class RunDir:
 
     def __exit__(self, *exception: object) -> None:
         if self._lock is not None:
+            _held.discard(self._lock)
             self._lock.close()
             self._lock = None
 
@@ -87,7 +89,8 @@ class RunDir:
         """
         self.check_free(overwrite)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            with disk.faults_named(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._impossible(error) from error
         self._take_lock()
@@ -95,10 +98,15 @@ class RunDir:
             old.unlink(missing_ok=True)
         shutil.rmtree(self.state, ignore_errors=True)
         disk.remove_leftovers(self.path)
-        self.state.mkdir()
-        self.journal.open("wb").close()
-        write_atomically(self.recipe, tomli_w.dumps(recipe).encode())
+        with disk.faults_named(self.state):
+            self.state.mkdir()
+            self.journal.open("wb").close()
+        self.write_recipe(recipe)
         return self
+
+    def write_recipe(self, recipe: JsonDict) -> None:
+        """Replace `recipe.toml`."""
+        write_atomically(self.recipe, tomli_w.dumps(recipe).encode())
 
     def reopen(self) -> Self:
         """Take the lock of a run that goes on; `RunDirError` where there is no run, or another process has it."""
@@ -134,6 +142,7 @@ class RunDir:
             lock.close()
             raise RunDirError(f"{self.path} is in use by process {owner}", "wait for it, or name another folder with -o")
         self._lock = lock
+        _held.add(lock)
         lock.truncate(0)
         with disk.faults_named(self.path / ".lock"):
             disk.disk.write(lock, str(os.getpid()).encode())
@@ -220,6 +229,18 @@ class RunDir:
                 f"{self.path} has no {path.name}", "the run did not get that far (start it again), or this is no run"
             )
         return path
+
+
+_held: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked process (a loading worker): a lock is shared with it, and would be held until it ends."""
+    for lock in _held:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _locked(file: IO[bytes]) -> bool:

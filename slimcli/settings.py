@@ -22,7 +22,7 @@ STOPS = ("epochs",)
 GRANULARITIES = ("filter",)
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32", "bf16")
-MAY_CHANGE = ("device", "devices", "precision", "compile", "workers", "batch_size", "data_root", "deploy")
+MAY_CHANGE = ("device", "devices", "precision", "compile", "workers", "batch_size", "data_root")
 """What a run that goes on may be told anew: how and where it computes, not what."""
 
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +22,7 @@ from slimcli import disk
 from slimcli.cli.main import main
 from tests.resuming import DyingDisk
 
-disk.disk = DyingDisk(int(sys.argv[1]), int(sys.argv[2]))
+disk.disk = DyingDisk(sys.argv[1], int(sys.argv[2]))
 main(sys.argv[3:])
 """
 RANK_KILLER = """
@@ -94,17 +93,32 @@ class FailingDisk(CountingDisk):
 
 
 class DyingDisk(CountingDisk):
-    """The process of this rank is killed before operation number `at` (a write has then written its half)."""
+    """The process of this rank is killed before an operation (a write has then written its half).
 
-    def __init__(self, at: int, rank: int = 0) -> None:
+    `when` is the operation's number; or `state 5`, the fifth time that a state is written; or `surgery 2`, the operation
+    after the second surgery was noted, before its state is saved.
+    """
+
+    def __init__(self, when: str, rank: int = 0) -> None:
         super().__init__()
-        self.at, self.rank = at, rank
+        kind, _, number = when.rpartition(" ")
+        self.kind, self.at, self.rank, self.seen = kind, int(number), rank, 0
 
     def before(self, number: int, file: IO[bytes] | None = None, data: bytes = b"") -> None:
-        if number == self.at and int(os.environ.get("RANK", 0)) == self.rank:
+        if self._is_due(number, file, data) and int(os.environ.get("RANK", 0)) == self.rank:
             if file is not None:
                 file.write(data[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _is_due(self, number: int, file: IO[bytes] | None, data: bytes) -> bool:
+        if not self.kind:
+            return number == self.at
+        if self.kind == "state":
+            self.seen += file is not None and ".last.pt." in str(file.name)
+            return self.seen == self.at
+        due = self.seen == self.at
+        self.seen += b'"event": "surgery"' in data
+        return due
 
 
 def slim(*arguments: object) -> list[str]:
@@ -113,18 +127,8 @@ def slim(*arguments: object) -> list[str]:
 
 
 def call(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
-    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, **options)
-
-
-def kill_after(command: Sequence[str], seconds: float) -> bool:
-    """Start it in a session of its own and kill it (SIGKILL) after that many seconds; False where it ended before."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    time.sleep(seconds)
-    early = process.poll() is None
-    process.kill()
-    process.wait()
-    return early
+    """Run it to its end; ten minutes are a hang."""
+    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=600, **options)
 
 
 def end_of(folder: Path) -> dict[str, Any]:

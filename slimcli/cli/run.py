@@ -9,21 +9,31 @@ import typer
 
 from slimcli.cli import console
 from slimcli.cli import options as o
+from slimcli.errors import SettingsError
 
 
 def run(
-    context: typer.Context,
     recipe: Annotated[
         Path | None,
         typer.Argument(metavar="RECIPE.toml", help="A recipe, or the recipe.toml of a run folder.", show_default=False),
     ] = None,
-    resume: o.Resume = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with the recipe that was run into this folder."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda, for every step.", show_default="the recipe's")] = None,
+    devices: Annotated[int | None, typer.Option(help="Processes on this machine.", show_default="the recipe's")] = None,
+    precision: Annotated[str | None, typer.Option(help="32, bf16 or auto, for every step.", show_default="the recipe's")] = None,
     out: o.Out = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> int:
     """Carry out a whole recipe: train, prune, export, bench, report."""
+    how = {"device": device, "devices": devices, "precision": precision}
+    changes = {name: value for name, value in how.items() if value is not None}
+    if resume is not None and (recipe is not None or out is not None or overwrite):
+        raise SettingsError("--resume goes on in its own folder with its own recipe", "leave RECIPE.toml, -o and --overwrite out")
     if resume is None:
         path = Path(o.started(str(recipe) if recipe else None, "RECIPE.toml", "run"))
     from slimcli.cli import tables, terminal
@@ -31,9 +41,9 @@ def run(
 
     progress = terminal.Terminal()
     if resume is not None:
-        outcome = resume_recipe(resume, o.given(context), progress)
+        outcome = resume_recipe(resume, changes, progress)
     else:
-        outcome = run_recipe(path, out, progress, overwrite)
+        outcome = run_recipe(path, out, progress, overwrite, changes)
     if outcome is None:
         return 0
     if json:

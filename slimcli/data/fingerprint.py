@@ -13,8 +13,8 @@ from slimcli.data.memory import Images
 def fingerprint(*splits: tuple[Images, Tensor]) -> str:
     """Eight hex digits that change with any image or label of any split: a checksum of their bytes.
 
-    For files, names, sizes and times of change stand for the bytes: they may be too many to read, and whether they fit into
-    memory must not matter.
+    For files, names and sizes and the bytes of about a hundred of them stand for all: they may be too many to read, and
+    whether they fit into memory must not matter.
     """
     checksum = 0
     for images, labels in splits:

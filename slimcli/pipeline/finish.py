@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from slimcli.environment import environment
-from slimcli.errors import FellShortError, ParityError
+from slimcli.errors import ParityError
 from slimcli.networks import checkpoint
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import layers_of
@@ -38,6 +38,8 @@ class Prepared:
     plan: Plan
     notes: tuple[str, ...]
     dense_test: Score | None = None
+    code: str | None = None
+    """Where the arch's code lies, where that is not what the checkpoint says (a run that goes on in another folder)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
     metrics = _metrics(job, dense_test, slim_test, outcome) | {"environment": environment() | engine.group.describe()}
     measured = {key: value for key, value in metrics["slim"].items() if key != "file_bytes"}
     checkpoint.save(folder.model, snapshot(subject, outcome.network, measured))
-    _check_reloads(folder.model, subject, outcome.network.model)
+    _check_reloads(folder.model, job, outcome.network.model)
     shortfall = _shortfall(settings, outcome, folder)
     folder.append(
         "end",
@@ -75,10 +77,10 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
 
 
 @torch.no_grad()
-def _check_reloads(path: Path, subject: Subject, slim: nn.Module) -> None:
+def _check_reloads(path: Path, job: Prepared, slim: nn.Module) -> None:
     """Raise `ParityError` unless the saved checkpoint gives the very outputs of the network it was saved from."""
-    images = first_images(subject.data.test, 8)
-    reloaded = checkpoint.load(path, subject.checkpoint.arch).build()
+    images, arch = first_images(job.subject.data.test, 8), job.subject.checkpoint.arch
+    reloaded = replace(checkpoint.load(path, arch), arch=job.code or arch).build()
     if not torch.equal(reloaded(images), copy.deepcopy(slim).cpu()(images)):
         raise ParityError(f"{path} does not give the outputs of the network it was saved from", "report this network")
 
@@ -120,7 +122,7 @@ def _deploy(job: Prepared, outcome: Outcome, folder: RunDir, metrics: JsonDict, 
             first_images(job.subject.data.test),
             {side: describe(job.subject.checkpoint, metrics[side]["top1"]) for side in ("dense", "slim")},
         )
-    except FellShortError as error:
+    except ParityError as error:
         shortfall = error.message
         metrics["notes"].append(f"not exported: {error.message}")
         folder.append("deployed", notes=metrics["notes"][-1:])

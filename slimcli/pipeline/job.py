@@ -20,7 +20,7 @@ from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.finish import Prepared, Result, finish, frozen, snapshot
 from slimcli.pipeline.prune import Loop, go_on, start
 from slimcli.pipeline.resume import check_data, folder_of, read_state, resumable, settings_of
-from slimcli.pipeline.state import DONE, State
+from slimcli.pipeline.state import DONE, Nowhere, State
 from slimcli.pipeline.subject import Subject, open_subject
 from slimcli.progress import Progress
 from slimcli.pruning import methods
@@ -66,9 +66,10 @@ def _prepare_again(settings: PruneSettings, run: RunDir, content: JsonDict) -> P
     loaded = checkpoint.load(run.dense, code)
     subject = open_subject(loaded, settings, batch_size=settings.batch_size, seed=settings.seed, device=settings.device)
     check_data(content, subject.data.fingerprint, run, subject.data.name)
-    settings = replace(settings, arch=subject.checkpoint.arch)
+    subject = replace(subject, checkpoint=replace(subject.checkpoint, arch=content["arch"]))
+    settings = replace(settings, arch=content["arch"])
     state, plan = go_on(content["resume"], subject.model, subject.data, settings)
-    return Prepared(settings, subject, state, plan, tuple(content["notes"]), Score(**content["dense_test"]))
+    return Prepared(settings, subject, state, plan, tuple(content["notes"]), Score(**content["dense_test"]), code)
 
 
 def _history(settings: PruneSettings, subject: Subject) -> NormHistory:
@@ -135,7 +136,7 @@ def run(
     if not processes.is_main():
         return _carry_out(job, None, engine)
     folder = RunDir(out or default_path(job.settings.arch or "network", job.settings.method))
-    with resumable(folder, "prune", progress), folder.create({"prune": _resolved(job).to_recipe()}, overwrite):
+    with resumable(folder, "prune", progress), folder.create({"prune": _resolved(job, engine).to_recipe()}, overwrite):
         _put_dense_aside(job, folder)
         return _carry_out(job, folder, engine)
 
@@ -166,6 +167,8 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
             progress.say(f"going on: {_where(job.state)}")
         engine = _launched(job, progress)
         folder.cut_journal(content["journal"] if content else 0)
+        if changes:
+            folder.write_recipe({"prune": settings.to_recipe()})
         if content is None:
             _put_dense_aside(job, folder)
         else:
@@ -196,7 +199,8 @@ def _checksum(model: nn.Module) -> str:
 def _put_dense_aside(job: Prepared, folder: RunDir) -> None:
     """Keep the network that the run starts from: its file may be gone, or another, when the run goes on."""
     known = job.subject.checkpoint
-    checkpoint.save(folder.dense, replace(known, state_dict=job.subject.model.state_dict(), metrics={}))
+    arch = absolute(known.arch)  # as in the recipe
+    checkpoint.save(folder.dense, replace(known, state_dict=job.subject.model.state_dict(), metrics={}, arch=arch))
 
 
 class _StateFile:
@@ -233,7 +237,7 @@ def _check_apart(out: Path, inputs: Sequence[str]) -> None:
             raise RunDirError(f"{name} lies in {out}, the run folder that would be written", "name another folder with -o")
 
 
-def _resolved(job: Prepared) -> PruneSettings:
+def _resolved(job: Prepared, engine: Engine) -> PruneSettings:
     """The settings with everything that was found out filled in, so that the recipe stands alone."""
     data, arch = job.subject.data, job.settings.arch or ""
     return replace(
@@ -247,6 +251,7 @@ def _resolved(job: Prepared) -> PruneSettings:
         mean=data.mean,
         std=data.std,
         holdout=data.spec.get("holdout"),
+        precision=engine.group.describe()["precision"],
     )
 
 
@@ -256,7 +261,9 @@ def _carry_out(job: Prepared, folder: RunDir | None, engine: Engine) -> Result |
     dense_test = job.dense_test or engine.evaluate(subject.model, data.test)
     state.dense = state.dense or engine.evaluate(subject.model, data.held_out)
     loop = Loop(state, job.plan, subject.model, data, settings, engine)
-    if folder is not None:
+    if folder is None:
+        loop.store = Nowhere()
+    else:
         loop.note, loop.store = folder.append, _StateFile(folder, job, dense_test)
         if job.dense_test is None:
             _note_start(job, folder, dense_test, engine)

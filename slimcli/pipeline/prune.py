@@ -279,6 +279,9 @@ class Loop:
 
     def _recover(self, error: DivergedError) -> None:
         """Go back to the last saved state with a lower learning rate; if that was tried, end with the last kept network."""
+        content = self.engine.group.broadcast(self.store.load() if processes.is_main() else {})
+        self.state = State.from_content(content, self._dense, self.data.shape)
+        self.engine.epochs_done = self.state.epochs
         if self.state.lr_scale < 1:
             self.state.network, self.state.fit = self.state.kept, None
             self.state.diverged = f"{error.message}, also with a lowered learning rate"
@@ -286,11 +289,7 @@ class Loop:
             self.state.held_out = self.engine.evaluate(self.state.kept.model, self.data.held_out)
             self._saved(DONE)
             return
-        content = self.engine.group.broadcast(self.store.load() if processes.is_main() else None)
-        assert content is not None
-        self.state = State.from_content(content, self._dense, self.data.shape)
         self.state.lr_scale = self.engine.lr_scale = LOWERED
-        self.engine.epochs_done = self.state.epochs
         lowered = self.settings.lr * LOWERED
         self.engine.progress.warn(f"{error.message}: back to the last saved state, with a learning rate of {lowered:.2g}")
         self.note("diverged", message=error.message, lr=lowered)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from slimcli import processes
+from slimcli.data.sources import absolute
 from slimcli.errors import SettingsError, suggest
 from slimcli.pipeline import job
 from slimcli.pipeline.finish import Result
@@ -63,35 +64,59 @@ class _Recipe:
         """Whether the steps have folders of their own."""
         return len(self.steps) > 1 or self.card is not None
 
+    def check_devices(self) -> None:
+        """Raise `SettingsError` unless every step wants as many processes: they are started once."""
+        if len({step.settings.devices for step in self.steps}) > 1:
+            raise SettingsError(f"{self.path}: the steps differ in their devices", "give all of them the same number")
+
     def folder_of(self, step: _Step, folder: Path) -> Path:
         """Where the step's run goes."""
         return folder / step.name if self.several else folder
 
+    def changed(self, changes: Mapping[str, Any]) -> _Recipe:
+        """The same steps, computed otherwise."""
+        return replace(self, steps=tuple(replace(step, settings=replace(step.settings, **changes)) for step in self.steps))
+
     def to_toml(self) -> JsonDict:
-        """The recipe as it can be repeated and gone on with from elsewhere."""
+        """The recipe as it can be repeated and gone on with from elsewhere: every path is absolute."""
         tables: JsonDict = {"prune": []}
         for step in self.steps:
-            table = step.labels | step.settings.to_recipe()
+            table = step.labels | _from_anywhere(step.settings.to_recipe())
             if isinstance(step.settings, TrainSettings):
                 tables["train"] = table
             else:
-                tables["prune"].append({key: value for key, value in table.items() if (key, value) != ("model", "")})
+                tables["prune"].append(table)
         if self.card is not None:
             tables["card"] = self.card | {"recipe": str(self.path.resolve())}
         return tables
 
 
+def _from_anywhere(table: JsonDict) -> JsonDict:
+    specs = {key: absolute(table[key]) for key in ("arch", "data", "val_data") if key in table}
+    paths = {key: str(Path(table[key]).resolve()) for key in ("model", "data_root") if table.get(key)}
+    if "history" in table:
+        paths["history"] = [str(Path(name).resolve()) for name in table["history"]]  # type: ignore[assignment]
+    return {key: value for key, value in (table | specs | paths).items() if (key, value) != ("model", "")}
+
+
 def run_recipe(
-    path: Path, out: Path | None = None, progress: Progress | None = None, overwrite: bool = False
+    path: Path,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> RecipeResult | None:
     """Carry out the recipe: one step without a card directly in the run folder; else in `train/`, `prune-1/`, ... below it.
 
-    All settings and folders are checked before the first step. Raises an `InputError`, or what a step raises. None in a
-    process that only helps process 0. A recipe is trusted like a Makefile: it may name code (`arch = "file.py:build"`,
-    `trust_pickle = true`), so read one before you run it.
+    `changes` are settings of how and where to compute, for every step. All settings and folders are checked before the
+    first step. Raises an `InputError`, or what a step raises. None in a process that only helps process 0. A recipe is
+    trusted like a Makefile: it may name code (`arch = "file.py:build"`, `trust_pickle = true`), so read one before you run it.
     """
     progress = progress or Progress()
-    recipe = _read(path)
+    recipe = _read(path).changed(changes or {})
+    recipe.check_devices()
+    if recipe.several and out is None and processes.world() > 1:
+        raise SettingsError("several processes need to know the run folder before it is there", "name it with -o")
     folder = out or _default_folder(recipe)
     if processes.is_main():
         for step in recipe.steps:
@@ -110,12 +135,15 @@ def resume_recipe(
     """Go on with a recipe in the run folder that `run_recipe` made: finished steps are left alone."""
     progress = progress or Progress()
     container, changes = folder_of(folder), changes or {}
-    recipe = _read(container.recipe)
+    recipe = _read(container.recipe).changed(changes)
+    recipe.check_devices()
     if recipe.card is not None:
         recipe = replace(recipe, path=Path(recipe.card.get("recipe", recipe.path)))
     if not (recipe.several and processes.is_main()):
         return _Steps(recipe, folder, None, progress, changes=changes).carry_out()
     with container.reopen():
+        if changes:
+            container.write_recipe(recipe.to_toml())
         return _Steps(recipe, folder, container, progress, changes=changes).carry_out()
 
 
@@ -134,9 +162,15 @@ class _Steps:
         self.recipe, self.folder, self.container, self.progress = recipe, folder, container, progress
         self.overwrite, self.changes = overwrite, changes
         self._finished: dict[str, JsonDict] = {}
+        self._replaced: dict[str, int | None] = {}
         if changes is not None and recipe.several:
-            steps = (event for event in RunDir(folder).read_journal() if event["event"] == "step")
-            self._finished = {step["step"]: step for step in steps}
+            events = RunDir(folder).read_journal()
+            self._finished = {event["step"]: event for event in events if event["event"] == "step"}
+            # What lies in the folder of a step that was not begun is an older run, which this one was told to overwrite.
+            self._replaced = {event["step"]: event["replaced"] for event in events if event["event"] == "begun"}
+            self.overwrite = any(event["overwrite"] for event in events if event["event"] == "begun")
+        elif changes is not None:
+            self._replaced = {recipe.steps[0].name: None}
 
     def carry_out(self) -> RecipeResult | None:
         """Each step starts from the network that the one before it left."""
@@ -158,14 +192,16 @@ class _Steps:
 
     def _carry_out(self, step: _Step, run: RunDir, model: str) -> JsonDict | None:
         started = time.perf_counter()
-        again = self.changes is not None and run.recipe.exists()
+        present = run.recipe.stat().st_mtime_ns if run.recipe.exists() else None
+        again = step.name in self._replaced and present not in (None, self._replaced[step.name])
+        if self.container is not None and step.name not in self._replaced:
+            self.container.append("begun", step=step.name, overwrite=self.overwrite, replaced=present)
         result: Trained | Result | None
         if isinstance(step.settings, TrainSettings):
-            settings = replace(step.settings, **(self.changes or {}))
             train_again = partial(resume_training, run.path, self.changes, self.progress)
-            result = train_again() if again else train(settings, run, self.progress, self.overwrite)
+            result = train_again() if again else train(step.settings, run, self.progress, self.overwrite)
         else:
-            chosen = replace(step.settings, model=step.settings.model or model, **(self.changes or {}))
+            chosen = replace(step.settings, model=step.settings.model or model)
             prune_again = partial(job.resume, run.path, self.changes, self.progress)
             result = prune_again() if again else job.run(chosen, run.path, self.progress, self.overwrite)
         if result is None:
@@ -231,7 +267,7 @@ def _check_card(recipe: Path, name: str) -> None:
 def _prune(table: JsonDict, path: Path, name: str) -> _Step:
     labels: JsonDict = {key: table.pop(key) for key in ("name", "reference") if key in table}
     if "model" in table:
-        table["model"] = str(path.parent / table["model"])
+        table["model"] = str((path.parent / table["model"]).resolve())
     settings = PruneSettings.from_recipe(table)
     methods.resolve(settings)
     return _Step(name, settings, labels)

@@ -69,7 +69,9 @@ def resumable(run: RunDir | None, command: str, progress: Progress) -> Iterator[
     if run is None:
         yield
         return
-    way = f"slim {command} --resume {run.path}"
+    whole = RunDir(run.path.parent)  # of a recipe, where this run is one of its steps
+    step = whole.recipe.exists() and any(event.get("event") == "begun" for event in whole.read_journal())
+    way = f"slim run --resume {whole.path}" if step else f"slim {command} --resume {run.path}"
     try:
         yield
     except (KeyboardInterrupt, Terminated):

@@ -139,6 +139,17 @@ class Store(Protocol):
         """The content of the last state that was kept."""
 
 
+class Nowhere:
+    """States of a process that only helps: process 0 has them."""
+
+    def save(self, state: State) -> None:
+        """Nothing to do."""
+
+    def load(self) -> JsonDict:
+        """Process 0 loads."""
+        raise NotImplementedError
+
+
 class InMemory:
     """States of a run that has no folder."""
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from slimcli import processes
-from slimcli.data.loaders import Data
 from slimcli.data.sources import absolute, open_data
 from slimcli.environment import environment
 from slimcli.errors import DivergedError
@@ -47,7 +46,7 @@ def train(settings: TrainSettings, run: RunDir, progress: Progress | None = None
     job = _Job(settings, progress)
     if not processes.is_main():
         return job.carry_out(None)
-    with resumable(run, "train", progress), run.create({"train": _resolved(settings, job.data).to_recipe()}, overwrite):
+    with resumable(run, "train", progress), run.create({"train": _resolved(settings, job).to_recipe()}, overwrite):
         return job.carry_out(run)
 
 
@@ -69,13 +68,16 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
             f"going on after epoch {job.epochs_done}" if content else "no epoch was saved yet: starting from the beginning"
         )
         run.cut_journal(content["journal"] if content else 0)
+        if changes:
+            run.write_recipe({"train": settings.to_recipe()})
         if content:
             run.append("resumed", time=time.time(), **(changes or {}))
         return job.carry_out(run)
 
 
-def _resolved(settings: TrainSettings, data: Data) -> TrainSettings:
+def _resolved(settings: TrainSettings, job: _Job) -> TrainSettings:
     """The settings with everything that was found out filled in, so that the recipe stands alone."""
+    data = job.data
     return replace(
         settings,
         arch=absolute(settings.arch),
@@ -84,6 +86,7 @@ def _resolved(settings: TrainSettings, data: Data) -> TrainSettings:
         holdout=data.spec.get("holdout"),
         mean=data.mean,
         std=data.std,
+        precision=job.engine.group.describe()["precision"],
     )
 
 
@@ -101,6 +104,7 @@ class _Job:
         self.history = NormHistory(self.model, settings.norm)
         self.fit: FitState | None = None
         self.new = content is None
+        self.arch = content["arch"] if content else settings.arch  # as it was typed; the recipe's path is absolute
         if content is not None and run is not None:
             check_data(content, self.data.fingerprint, run, self.data.name)
             self._take(content)
@@ -167,7 +171,7 @@ class _Job:
             self.engine.progress.warn(note)
         run.append(
             "start",
-            arch=self.settings.arch,
+            arch=self.arch,
             data=self.data.name,
             dense=asdict(count(self.model, self.data.shape)),
             epochs=self.settings.epochs,
@@ -178,7 +182,7 @@ class _Job:
     def _snapshot(self, metrics: JsonDict) -> Checkpoint:
         return Checkpoint(
             state_dict=self.model.state_dict(),
-            arch=self.settings.arch,
+            arch=self.arch,
             classes=self.data.classes,
             input_shape=self.data.shape,
             mean=self.data.mean,
@@ -203,7 +207,7 @@ class _Job:
         checkpoint.save(run.model, self._snapshot(measured))
         metrics = {
             "schema": 1,
-            "arch": self.settings.arch,
+            "arch": self.arch,
             "data": self.data.name,
             "epochs": self.epochs_done,
             "dense": measured | {"file_bytes": None},

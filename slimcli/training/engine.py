@@ -152,19 +152,23 @@ class Engine:
     def _epoch(self, train: Loader, step: Callable[[Tensor, Tensor, int], Tensor], bar: Phase, where: str) -> tuple[float, float]:
         """One pass over the training images; mean loss and accuracy in percent."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, correct, seen
-        mean, top1 = 0.0, 0.0
-        for number, (images, labels) in enumerate(train.epoch(self.epochs_done), start=1):
-            images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-            sums[:2] += step(images, labels, number - 1)
-            sums[2] += len(labels)
-            if number % READ_EVERY and number != len(train):
-                bar.step(None, None)
-                continue
+
+        def read() -> tuple[float, float]:
             loss_sum, correct, seen = self.group.sum(sums).tolist()
-            mean, top1 = loss_sum / seen, 100 * correct / seen
-            if not math.isfinite(mean):
-                raise self._diverged(f"the loss is {mean} in {where}")
-            bar.step(mean, top1)
+            if not math.isfinite(loss_sum):
+                raise self._diverged(f"the loss is {loss_sum / seen} in {where}")
+            return loss_sum / seen, 100 * correct / seen
+
+        for number, (images, labels) in enumerate(train.epoch(self.epochs_done)):
+            if number and number % READ_EVERY == 0:
+                bar.step(*read())
+            elif number:
+                bar.step(None, None)
+            images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            sums[:2] += step(images, labels, number)
+            sums[2] += len(labels)
+        mean, top1 = read()
+        bar.step(mean, top1)
         return mean, top1
 
     @torch.no_grad()
@@ -193,8 +197,12 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Loader) -> Score:
-        """Top-1 accuracy in percent and mean cross-entropy over a split, in full precision. The model is put into eval mode."""
+        """Top-1 accuracy in percent and mean cross-entropy over a split, in full precision. The model is put into eval mode.
+
+        What a user's loader draws at random follows from the seed and the epochs done, as in training.
+        """
         model.eval()
+        seed_everything(self.settings.seed, self.epochs_done)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         with self.group.losses_named(), self._memory_named("measuring accuracy"):
             for images, labels in loader.shard(self.group.rank, self.group.size).epoch(0):

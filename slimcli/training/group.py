@@ -21,6 +21,7 @@ from slimcli.settings import FitSettings
 from slimcli.training import peers
 
 T = TypeVar("T")
+_LOST = ("/gloo/", "NCCL error", "Connection closed by peer", "Connection reset by peer")
 _heartbeat: peers.Heartbeat | None = None  # one a process, however many runs a recipe goes through
 
 
@@ -51,9 +52,7 @@ class Group:
         """Become one of several processes, where the settings or torchrun ask for that; returns when all are there."""
         global _heartbeat
         present, wanted = processes.world(), self._settings.devices
-        if present > 1 and wanted not in (1, present):
-            raise SettingsError(f"--devices {wanted} contradicts the {present} processes of this run", "leave it out")
-        size = max(present, wanted)
+        size = present if present > 1 else wanted  # torchrun has the last word
         if size == 1:
             return
         if self._settings.batch_size < 2 * size:
@@ -96,7 +95,8 @@ class Group:
         """The sum over all processes."""
         if self.size == 1:
             return values
-        return cast(Tensor, self._fabric.all_reduce(values.clone(), reduce_op="sum"))
+        with self.losses_named():
+            return cast(Tensor, self._fabric.all_reduce(values.clone(), reduce_op="sum"))
 
     def broadcast(self, value: T) -> T:
         """Process 0's value, in every process: what is decided is decided once."""
@@ -117,8 +117,15 @@ class Group:
 
     def wait_for_all(self) -> None:
         """Return when every process has come here."""
-        with self.losses_named():
-            self.sum(torch.zeros(1, device=self.device))
+        self.sum(torch.zeros(1, device=self.device))
+
+    def part(self) -> None:
+        """Wait for all, and from then on be no longer watched by the others, nor watch them."""
+        global _heartbeat
+        self.wait_for_all()
+        if _heartbeat is not None:
+            _heartbeat.stop()
+            _heartbeat = None
 
     @contextmanager
     def losses_named(self) -> Iterator[None]:
@@ -126,7 +133,7 @@ class Group:
         try:
             yield
         except RuntimeError as error:
-            lost = isinstance(error, torch.distributed.DistError) or any(w in str(error) for w in ("gloo", "NCCL", "Connection"))
+            lost = isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in _LOST)
             if processes.world() == 1 or not lost:
                 raise
             raise PeerError("another process of this run has stopped", "what was saved can be resumed") from error

@@ -35,6 +35,7 @@ def start_others(command: Sequence[str], count: int) -> list[Child]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    shared["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # or each connection that closes prints a stack trace
     os.environ |= shared | {"RANK": "0", "LOCAL_RANK": "0", "NODE_RANK": "0"}
     own = {_PARENT: str(os.getpid())}
     others = [
@@ -82,18 +83,27 @@ class Heartbeat(threading.Thread):
         self._looked = time.monotonic()
         threading.Thread(target=self._exchange, args=(store,), daemon=True, name="signs-of-life").start()
 
+    def stop(self) -> None:
+        """Neither watch nor be missed."""
+        self._done.set()
+
     def run(self) -> None:
+        last = time.monotonic()
         while not self._done.wait(_BEAT):
+            now = time.monotonic()
+            if now - last > 3 * _BEAT:  # this very process was stopped for a while (Ctrl-Z): the others' clocks begin anew
+                self._looked = max(self._looked, now)
+                self._seen = {rank: (word, now) for rank, (word, _) in self._seen.items()}
+            last = now
             for rank, child in enumerate(self._children, start=1):
                 if child.poll() not in (None, 0):
                     self._lost(rank, f"ended with code {child.returncode}")
             if self._parent and os.getppid() != self._parent:
                 self._lost(0, "has stopped")
-            now = time.monotonic()
-            if now - self._looked > SILENCE:
+            if now - self._looked > SILENCE and self._rank:
                 self._lost(0, _SILENT)  # the store lives in process 0, and does not answer
             for rank, (_, since) in list(self._seen.items()):
-                if now - since > SILENCE:
+                if now - since > SILENCE and rank != self._rank:
                     self._lost(rank, _SILENT)
 
     def _exchange(self, store: Store) -> None:

@@ -87,6 +87,7 @@ def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
         (("prune", "--resume", "nowhere"), ("nowhere", "no run")),
         (("train", "--resume", "nowhere"), ("nowhere", "no run")),
         (("run", "--resume", "nowhere"), ("nowhere", "no run")),
+        (("run", "--resume", "nowhere", "-o", "x"), ("--resume", "-o")),
         (("train", "lenet5", "--precision", "16"), ("--precision", "bf16")),
         (("train", "lenet5", "--devices", "0"), ("--devices", "at least 1")),
         (("prune", "model.pt", "--method", "hbpf"), ("hbpf", "'hbfp'")),

@@ -76,7 +76,7 @@ def test_it_is_about_the_data_alone(tmp_path: Path) -> None:
         assert opened(data=spec) != first
 
 
-@pytest.mark.parametrize("change", ["a pixel", "another time", "a label", "one less", "another name"])
+@pytest.mark.parametrize("change", ["a pixel", "a label", "one less", "another name"])
 def test_it_changes_with_any_file(tmp_path: Path, change: str) -> None:
     generator = np.random.default_rng(0)
     for part in ("train", "val"):
@@ -88,11 +88,11 @@ def test_it_changes_with_any_file(tmp_path: Path, change: str) -> None:
     first = opened(data=f"folder:{tmp_path}")
     assert opened(data=f"folder:{tmp_path}") == first
     path = tmp_path / "val" / "ant" / "3.bmp"
+    os.utime(path, (1, 1))
+    assert opened(data=f"folder:{tmp_path}") == first  # a copy of the folder has other times
     if change == "a pixel":
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    elif change == "another time":
-        os.utime(path, (1, 1))
     elif change == "a label":
         path.rename(tmp_path / "val" / "bee" / "9.bmp")
     elif change == "one less":

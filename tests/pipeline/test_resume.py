@@ -170,11 +170,31 @@ def test_what_users_loaders_and_networks_draw_at_random_is_drawn_again(tmp_path:
     code, data = f"{tmp_path}/mine.py:Net", f"{tmp_path}/mine.py:loaders"
     settings = TrainSettings(arch=code, data=data, epochs=3)
     training.train(settings, RunDir(tmp_path / "whole"))
-    for at in (4, 6):
+    for at in (4, 6, 8):
         out = tmp_path / str(at)
         assert broken_off(at, monkeypatch, lambda out=out: training.train(settings, RunDir(out)))
         training.resume(out)
-        assert end_of(out)["weights"] == end_of(tmp_path / "whole")["weights"]
+        assert end_of(out) == end_of(tmp_path / "whole")
+
+
+def test_code_named_by_a_relative_path_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = TrainSettings(arch="mine.py:Net", data="mine.py:loaders", epochs=2)
+    training.train(settings, RunDir("whole"))
+    pruning = PruneSettings(
+        model="whole/model.pt", arch="mine.py:Net", data="mine.py:loaders", iterations=1, max_drop=100.0, deploy=False, epochs=1
+    )
+    job.run(pruning, Path("whole-prune"))
+    assert broken_off(4, monkeypatch, lambda: training.train(settings, RunDir("train")))
+    assert broken_off(9, monkeypatch, lambda: job.run(pruning, Path("prune")))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    training.resume(Path("../train"))
+    job.resume(Path("../prune"))
+    for name, whole in (("train", "whole"), ("prune", "whole-prune")):
+        assert end_of(tmp_path / name) == end_of(tmp_path / whole)
+        assert RunDir(tmp_path / name).read_metrics()["arch"] == "mine.py:Net"
 
 
 RECIPE = """
@@ -221,6 +241,70 @@ def test_a_recipe_goes_on_in_the_step_that_was_broken_off(tmp_path: Path, monkey
         (tmp_path / "small.md").unlink()
 
 
+def test_a_recipe_that_overwrote_another_goes_on_with_its_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old.toml").write_text(RECIPE)
+    (tmp_path / "new.toml").write_text(RECIPE.replace("train_samples = 200", "train_samples = 200\nseed = 7"))
+    run_recipe(tmp_path / "old.toml", tmp_path / "out")
+    run_recipe(tmp_path / "new.toml", tmp_path / "whole")
+    new = tmp_path / "new.toml"
+    for at in (1, 2, 3, 12):  # the container's recipe, the first step's, a state of it, the second step's
+        assert broken_off(at, monkeypatch, lambda: run_recipe(new, tmp_path / "out", overwrite=True))
+        if at == 1:
+            continue
+        resume_recipe(tmp_path / "out")
+        for step in ("train", "prune-1", "prune-2"):
+            assert end_of(tmp_path / "out" / step) == end_of(tmp_path / "whole" / step), (at, step)
+        run_recipe(tmp_path / "old.toml", tmp_path / "out", overwrite=True)
+
+
+def test_a_recipe_with_relative_paths_goes_on_from_another_folder(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(tiny_checkpoint, tmp_path / "m.pt")
+    step = "[[prune]]\nmodel = 'm.pt'\n" + RECIPE.partition('[[prune]]\nname = "first"\n')[2].partition("[[prune]]")[0]
+    (tmp_path / "r.toml").write_text(step + step)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert broken_off(7, monkeypatch, lambda: run_recipe(Path("r.toml"), Path("out")))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(resume_recipe(Path("../out")).steps) == 2
+
+
+def test_steps_that_want_different_numbers_of_processes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE.replace("[train]", "[train]\ndevices = 2"))
+    with pytest.raises(SettingsError, match="differ in their devices"):
+        run_recipe(tmp_path / "r.toml", tmp_path / "out")
+
+
+def test_a_loss_that_is_lost_while_observing_leaves_the_network_as_it_was(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(tiny_checkpoint, weights_only=True)["state_dict"]
+    torch.save(state, tmp_path / "theirs.th")
+    settings = PruneSettings(
+        model=str(tmp_path / "theirs.th"), arch="lenet5", data="digits", **{**QUICK, "lr": 1e30, "clip_norm": 0.0}
+    )
+    result = job.run(settings, tmp_path / "run")
+    assert "lowered learning rate" in result.shortfall
+    saved = torch.load(result.folder.model, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, state[key]) for key, value in saved.items())
+
+
+def test_a_disk_that_fills_while_exporting_is_no_fault_of_the_network(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(FailingDisk):
+        def before(self, number: int, file: Any = None, data: bytes = b"") -> None:
+            if file is not None and "onnx" in str(file.name):
+                self.at = number
+            super().before(number, file, data)
+
+    settings = PruneSettings(model=str(tiny_checkpoint), **{**QUICK, "iterations": 1, "deploy": True})
+    with monkeypatch.context() as patch:
+        patch.setattr("slimcli.disk.disk", Full(0))
+        with pytest.raises(StorageError, match=r"dense\.onnx"):
+            job.run(settings, tmp_path / "run")
+    assert job.resume(tmp_path / "run").folder.onnx.exists()
+
+
 def test_a_run_that_is_complete_is_left_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = job.run(PruneSettings(model=str(tiny_checkpoint), **QUICK), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -262,6 +346,8 @@ def test_only_how_and_where_may_change(halfway: RunDir) -> None:
     assert len(result.metrics["iterations"]) == 2
     resumed = next(event for event in halfway.read_journal() if event["event"] == "resumed")
     assert (resumed["batch_size"], resumed["precision"]) == (64, "bf16")
+    recipe = halfway.read_recipe()["prune"]  # the next time nothing has to be said again
+    assert (recipe["batch_size"], recipe["precision"]) == (64, "bf16")
 
 
 def test_a_damaged_state_costs_one_step_and_two_are_told(halfway: RunDir, tmp_path: Path) -> None:
@@ -325,12 +411,12 @@ ARGUMENTS = [f"--{flag}" for flag in ("train-samples=200", "epochs=2", "final-ep
 ARGUMENTS += ["--amount=25%", "--no-deploy"]
 
 
-@pytest.mark.parametrize("at", [37, 52])  # half of a state is written; between a surgery and its state
+@pytest.mark.parametrize("when", ["state 5", "surgery 2", "30"])
 def test_a_killed_process_leaves_a_run_that_goes_on(
-    whole: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path, at: int
+    whole: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path, when: str
 ) -> None:
     out = tmp_path / "run"
-    killed = call([sys.executable, "-c", KILLER, str(at), "0", "prune", str(tiny_checkpoint), "-o", str(out), *ARGUMENTS])
+    killed = call([sys.executable, "-c", KILLER, when, "0", "prune", str(tiny_checkpoint), "-o", str(out), *ARGUMENTS])
     assert killed.returncode == -9, killed.stderr
     done = call(slim("prune", "--resume", out, "--json"))
     assert done.returncode == 0, done.stderr

@@ -75,7 +75,8 @@ def test_only_process_0_speaks_and_writes(both: dict[int, Path], tiny_checkpoint
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
     both: dict[int, Path], tiny_checkpoint: Path, tmp_path: Path, rank: int, epoch: int
 ) -> None:
-    code, stderr, _ = prune_and_kill(tiny_checkpoint, tmp_path / "run", rank, epoch)
+    code, stderr, seconds = prune_and_kill(tiny_checkpoint, tmp_path / "run", rank, epoch)
+    assert seconds < 60 + 60  # a minute to end, and what the run took until then
     assert code == (1 if rank else -signal.SIGKILL)
     assert "has stopped" in stderr or "ended with code" in stderr
     assert "Traceback" not in stderr
@@ -93,6 +94,25 @@ def test_each_process_may_die_in_every_epoch(
     both: dict[int, Path], tiny_checkpoint: Path, tmp_path: Path, rank: int, epoch: int
 ) -> None:
     test_a_process_that_dies_ends_the_others_and_the_run_goes_on(both, tiny_checkpoint, tmp_path, rank, epoch)
+
+
+@pytest.mark.slow
+def test_a_recipe_in_two_processes_goes_on_after_one_of_them_died(tmp_path: Path) -> None:
+    step = "train_samples = 300\nepochs = 1\nfinal_epochs = 1\nmax_drop = 100.0\niterations = 1\ndeploy = false\n"
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f"[train]\narch = 'lenet5'\nepochs = 2\ntrain_samples = 300\n[[prune]]\n{step}[[prune]]\n{step}")
+    whole = call(slim("run", recipe, "-o", tmp_path / "whole", "--devices=2"))
+    assert whole.returncode == 0, whole.stderr
+    for epoch in (2, 4, 8):
+        out = tmp_path / str(epoch)
+        killer = [sys.executable, "-c", RANK_KILLER, "1", str(epoch), str(int(signal.SIGKILL))]
+        killed = call([*killer, "run", str(recipe), "-o", str(out), "--devices=2"])
+        assert killed.returncode == 1
+        assert f"slim run --resume {out}" in killed.stderr
+        done = call(slim("run", "--resume", out))
+        assert done.returncode == 0, done.stderr
+        for name in ("train", "prune-1", "prune-2"):
+            assert end_of(out / name) == end_of(tmp_path / "whole" / name)
 
 
 @pytest.mark.slow
