@@ -41,7 +41,7 @@ def ours(arch: str, loader: ImageLoader, shape: tuple[int, int, int]) -> float:
     model = build(arch, 10, shape)
     engine, history = Engine(FitSettings()), NormHistory(model)
     started = time.perf_counter()
-    engine.fit(model, loader, 1, "bench", after_epoch=lambda epoch: history.record())
+    engine.fit(model, loader, 1, "bench", after_epoch=lambda *_: history.record())
     return loader.samples / (time.perf_counter() - started)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import IO
 
 from slimcli.errors import StorageError
 
-_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS}
+_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 
 
 class Disk:
@@ -48,9 +49,14 @@ def write_atomically(path: Path, data: bytes, check: Callable[[Path], object] = 
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with faults_named(path, len(data)), temporary.open("wb", buffering=0) as file:
-            disk.write(file, data)
-            disk.sync(file.fileno())
+        with faults_named(path, len(data)):
+            try:
+                with temporary.open("wb", buffering=0) as file:
+                    disk.write(file, data)
+                    disk.sync(file.fileno())
+            except OSError:
+                temporary.unlink(missing_ok=True)  # before the space is looked at
+                raise
         check(temporary)
         with faults_named(path, len(data)):
             disk.rename(temporary, path)
@@ -64,6 +70,15 @@ def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of processes that were killed while they wrote (nobody else may be writing here)."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def is_intact(path: Path) -> bool:
+    """Whether every record of a file by torch.save has the checksum that it was written with (torch.load does not look)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+        return False
 
 
 @contextmanager

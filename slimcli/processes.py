@@ -8,6 +8,10 @@ command: list[str] = []
 """How to start this very process once more, set by the command line; empty in somebody's Python script."""
 
 
+way_on = ""
+"""The command that goes on with the present run, where there is one."""
+
+
 def rank() -> int:
     """This process's number in the whole run: 0 is the one that writes and speaks."""
     return int(os.environ.get("RANK", 0))

@@ -11,7 +11,6 @@ import shutil
 import time
 import tomllib
 import weakref
-import zipfile
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -70,7 +69,10 @@ class RunDir:
         if not (self.recipe.exists() and self.journal.exists()):
             raise RunDirError(f"{self.path} holds files that are no run", "name another folder with -o; it is left as it is")
         if not overwrite:
-            raise RunDirError(f"{self.path} already holds a run", "name another folder with -o, or pass --overwrite")
+            raise RunDirError(
+                f"{self.path} already holds a run",
+                f"go on with it (--resume {self.path}), name another folder with -o, or pass --overwrite",
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -184,7 +186,7 @@ class RunDir:
         states = [path for path in (self.last_good, self.previous) if path.exists()]
         for path in states:
             data = path.read_bytes()
-            if _is_intact(path):
+            if disk.is_intact(path):
                 self._last_is_damaged = path == self.previous and self.last_good in states
                 remark = f"{self.last_good} is damaged; going on from the state before it"
                 return data, remark if self._last_is_damaged else ""
@@ -225,9 +227,7 @@ class RunDir:
         if not self.path.is_dir():
             raise RunDirError(f"there is no run folder {self.path}", "name a folder that `slim train` or `slim prune` wrote")
         if not path.exists():
-            raise RunDirError(
-                f"{self.path} has no {path.name}", "the run did not get that far (start it again), or this is no run"
-            )
+            raise RunDirError(f"{self.path} has no {path.name}", "it was lost, or the run did not get that far: start it again")
         return path
 
 
@@ -249,12 +249,3 @@ def _locked(file: IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _is_intact(path: Path) -> bool:
-    """Whether every record of a saved state has the checksum that it was written with (torch.load does not look)."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
-        return False

@@ -14,6 +14,8 @@ from slimcli.progress import Phase, Progress
 
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
+_TELL_EVERY = 60  # seconds, in a file: a long phase would seem to hang
+
 
 class Terminal(Progress):
     """Bars with loss, accuracy and time left on a terminal; one line a phase where stderr is a file."""
@@ -27,7 +29,7 @@ class Terminal(Progress):
     @contextmanager
     def phase(self, name: str, epochs: int, batches: int, done: int = 0) -> Iterator[Phase]:
         if not stderr.is_terminal:
-            line = _Line(name, epochs - done)
+            line = _Line(name, epochs - done, batches)
             yield line
             if line.seconds >= 10:  # shorter ones would drown what matters
                 self.say(line.summary())
@@ -56,13 +58,23 @@ class _Bar:
 
 
 class _Line:
-    def __init__(self, name: str, epochs: int) -> None:
+    def __init__(self, name: str, epochs: int, batches: int) -> None:
         self._name, self._epochs, self._started = name, epochs, time.perf_counter()
+        self._batches, self._steps, self._told = batches, 0, self._started
         self._last = (float("nan"), float("nan"))
 
     def step(self, loss: float | None, accuracy: float | None) -> None:
-        if loss is not None and accuracy is not None:
-            self._last = (loss, accuracy)
+        self._steps += 1
+        if loss is None or accuracy is None:
+            return
+        self._last = (loss, accuracy)
+        now = time.perf_counter()
+        if now - self._told > _TELL_EVERY:
+            self._told = now
+            share = self._steps / (self._epochs * self._batches)
+            left = (now - self._started) * (1 - share) / share
+            so_far = f"{self._name}: {share:.0%}, loss {loss:.3f}, training top-1 {accuracy:.1f} %, {left:.0f} s left"
+            stderr.print(so_far, markup=False)
 
     @property
     def seconds(self) -> float:

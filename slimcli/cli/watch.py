@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slimcli.report.standing import Standing, Watch
 
 SECONDS = 1.0  # between two looks
+PATIENCE = 30.0  # seconds for a folder to appear
 
 
 def watch(
@@ -32,6 +33,8 @@ def watch(
     from slimcli.report.screen import screen
     from slimcli.report.standing import Watch
 
+    if sys.stdout.isatty() and not once and not json:
+        _wait_for(run)
     watched = Watch(run)
     standing = watched.look()
     if json:
@@ -44,6 +47,15 @@ def watch(
         console.remark(f"slim: {standing.run} has stopped before its end (go on with: {standing.way_on})")
         return 1
     return 0
+
+
+def _wait_for(run: Path) -> None:
+    """A run that was started a moment ago has no folder yet: it reads and checks everything first."""
+    deadline = time.monotonic() + PATIENCE
+    if not run.exists():
+        console.remark(f"waiting for {run} ...")
+    while not run.exists() and time.monotonic() < deadline:
+        time.sleep(SECONDS / 4)
 
 
 def _follow(watched: Watch, standing: Standing) -> Standing:

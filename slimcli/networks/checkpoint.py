@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import slimcli
-from slimcli.disk import write_atomically
+from slimcli.disk import is_intact, write_atomically
 from slimcli.errors import ArchError, CheckpointError, suggest
 from slimcli.networks import ARCHS, resolve
 from slimcli.networks.shortcut import ChannelPad
@@ -124,6 +124,8 @@ def load(
     path = Path(path)
     content = read(path, trust_pickle)
     if isinstance(content, Mapping) and content.get("format") == FORMAT:
+        if not is_intact(path):
+            raise CheckpointError(f"{path} is damaged: a checksum in it is wrong", "copy it again, or use another one")
         return _ours(path, content, arch)
     state = state_dict_in(path, content)
     if arch is None:

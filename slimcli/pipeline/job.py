@@ -19,7 +19,7 @@ from slimcli.errors import CheckpointError, RunDirError
 from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.finish import Prepared, Result, finish, frozen, snapshot
 from slimcli.pipeline.prune import Loop, go_on, start
-from slimcli.pipeline.resume import check_data, folder_of, read_state, resumable, settings_of
+from slimcli.pipeline.resume import check_data, cut_journal, folder_of, is_complete, read_state, resumable, settings_of
 from slimcli.pipeline.state import DONE, Nowhere, State
 from slimcli.pipeline.subject import Subject, open_subject
 from slimcli.progress import Progress
@@ -62,6 +62,11 @@ def prepare(settings: PruneSettings) -> Prepared:
 def _prepare_again(settings: PruneSettings, run: RunDir, content: JsonDict) -> Prepared:
     """The job as its saved state says; the dense network is the one that was put beside the state."""
     settings = methods.resolve(settings)
+    if not run.dense.exists():
+        raise RunDirError(
+            f"{run.dense} is missing: there is no network to go on from",
+            f"start again from the recipe: slim run {run.recipe} -o ANOTHER_FOLDER",
+        )
     code = settings.arch if settings.arch and resolve.is_foreign(settings.arch) else None
     loaded = checkpoint.load(run.dense, code)
     subject = open_subject(loaded, settings, batch_size=settings.batch_size, seed=settings.seed, device=settings.device)
@@ -149,10 +154,9 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
     progress = progress or Progress()
     folder = folder_of(path)
     settings = settings_of(folder, PruneSettings, changes or {})
-    last = (folder.read_journal() or [{}])[-1]
-    if last.get("event") == "finished":
+    if (shortfall := is_complete(folder)) is not None:
         progress.say(f"the run in {path} is complete: nothing to go on with")
-        return Result(folder, folder.read_metrics(), last["shortfall"])
+        return Result(folder, folder.read_metrics(), shortfall)
     if not processes.is_main():
         content = read_state(folder, Progress())
         job = _prepare_again(settings, folder, content) if content else prepare(settings)
@@ -160,13 +164,13 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
     with resumable(folder, "prune", progress), folder.reopen():
         content = read_state(folder, progress)
         if content is None:
-            progress.say("no state was saved yet: starting from the beginning")
+            progress.say("there is no saved state: starting from the beginning")
             job = prepare(settings)
         else:
             job = _prepare_again(settings, folder, content)
             progress.say(f"going on: {_where(job.state)}")
         engine = _launched(job, progress)
-        folder.cut_journal(content["journal"] if content else 0)
+        cut_journal(folder, content["journal"] if content else 0, progress)
         if changes:
             folder.write_recipe({"prune": settings.to_recipe()})
         if content is None:
@@ -176,11 +180,26 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
         return _carry_out(job, folder, engine)
 
 
+_STAGES = {
+    "observe": "observing the norm history",
+    "choose": "choosing filters",
+    "tie": "pulling pairs together",
+    "operate": "removing",
+    "retrain": "retraining",
+    "judge": "measuring accuracy",
+    "final": "the last retraining",
+    "accept": "measuring the last accuracy",
+    DONE: "all training is done",
+}
+
+
 def _where(state: State) -> str:
-    if state.stage == DONE:
-        return "all training is done"
+    """Where a saved state stands, in words."""
     epochs = f", {state.fit.epochs} epoch(s) of it done" if state.fit else ""
-    return f"iteration {len(state.iterations) + 1}, {state.stage}{epochs}"
+    iteration = (
+        f"iteration {len(state.iterations) + 1}, " if state.stage in ("choose", "tie", "operate", "retrain", "judge") else ""
+    )
+    return f"{iteration}{_STAGES[state.stage]}{epochs}"
 
 
 def _launched(job: Prepared, progress: Progress) -> Engine:

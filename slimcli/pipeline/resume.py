@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from slimcli import processes
 from slimcli.errors import DataError, MemoryShortError, PeerError, RunDirError, SettingsError, StorageError, Terminated
 from slimcli.progress import Progress
 from slimcli.records import JsonDict
@@ -29,8 +30,9 @@ def settings_of(run: RunDir, kind: type[S], changes: Mapping[str, Any]) -> S:
     table = kind.table()
     recipe = run.read_recipe()
     if table not in recipe or not isinstance(recipe[table], dict):
-        others = ", ".join(f"slim {name if name in ('train', 'prune') else 'run'} --resume" for name in recipe if name != table)
-        raise RunDirError(f"{run.path} holds no run of `slim {table}`", f"use {others or 'another folder'}")
+        alone = [name for name, content in recipe.items() if isinstance(content, dict)] if len(recipe) == 1 else []
+        command = alone[0] if alone else "run"
+        raise RunDirError(f"{run.path} holds no run of `slim {table}`", f"go on with slim {command} --resume {run.path}")
     for name in changes:
         if name not in MAY_CHANGE:
             flags = ", ".join(f"--{each.replace('_', '-')}" for each in MAY_CHANGE)
@@ -39,6 +41,21 @@ def settings_of(run: RunDir, kind: type[S], changes: Mapping[str, Any]) -> S:
                 f"only {flags} can; or start another run",
             )
     return kind.from_recipe(recipe[table] | dict(changes))
+
+
+def is_complete(run: RunDir) -> str | None:
+    """What fell short in a run that is finished and whole; None where there is something to go on with."""
+    last = (run.read_journal() or [{}])[-1]
+    whole = last.get("event") == "finished" and run.model.exists() and run.metrics.exists()
+    return str(last["shortfall"]) if whole else None
+
+
+def cut_journal(run: RunDir, size: int, progress: Progress) -> None:
+    """Cut the journal back to where it was when the state was saved; say so where it has lost lines since."""
+    lost = size - run.journal_size()
+    if lost > 0:
+        progress.warn(f"{run.journal} has lost {lost:,} bytes: reports on this run will lack what stood there")
+    run.cut_journal(size)
 
 
 def read_state(run: RunDir, progress: Progress) -> JsonDict | None:
@@ -59,7 +76,7 @@ def check_data(content: Mapping[str, Any], fingerprint: str, run: RunDir, name: 
     if content["fingerprint"] != fingerprint:
         raise DataError(
             f"{name} has changed since the run in {run.path} began",
-            f"put the old data back, or start again: slim run {run.recipe} -o ANOTHER_FOLDER",
+            "put the old data back",
         )
 
 
@@ -70,8 +87,11 @@ def resumable(run: RunDir | None, command: str, progress: Progress) -> Iterator[
         yield
         return
     whole = RunDir(run.path.parent)  # of a recipe, where this run is one of its steps
-    step = whole.recipe.exists() and any(event.get("event") == "begun" for event in whole.read_journal())
+    step = (
+        whole.recipe.exists() and whole.journal.exists() and any(event.get("event") == "begun" for event in whole.read_journal())
+    )
     way = f"slim run --resume {whole.path}" if step else f"slim {command} --resume {run.path}"
+    processes.way_on = way
     try:
         yield
     except (KeyboardInterrupt, Terminated):
@@ -82,6 +102,8 @@ def resumable(run: RunDir | None, command: str, progress: Progress) -> Iterator[
     except (StorageError, PeerError, MemoryShortError, DataError) as error:
         if isinstance(error, MemoryShortError):
             error.hint = f"go on with {way} {error.flag}"
+        elif isinstance(error, PeerError):
+            error.hint = f"go on with {way}"
         else:
             error.hint += f", then go on: {way}" if run.recipe.exists() else ", then start again"
         raise

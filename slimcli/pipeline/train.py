@@ -16,7 +16,7 @@ from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import count
 from slimcli.pipeline.prune import LOWERED
-from slimcli.pipeline.resume import check_data, folder_of, read_state, resumable, settings_of
+from slimcli.pipeline.resume import check_data, cut_journal, folder_of, is_complete, read_state, resumable, settings_of
 from slimcli.pipeline.subject import check_takes
 from slimcli.progress import Progress
 from slimcli.pruning.history import NormHistory
@@ -55,10 +55,9 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
     progress = progress or Progress()
     run = folder_of(path)
     settings = settings_of(run, TrainSettings, changes or {})
-    last = (run.read_journal() or [{}])[-1]
-    if last.get("event") == "finished":
+    if (shortfall := is_complete(run)) is not None:
         progress.say(f"the run in {path} is complete: nothing to go on with")
-        return Trained(run, run.read_metrics(), last["shortfall"])
+        return Trained(run, run.read_metrics(), shortfall)
     if not processes.is_main():
         return _Job(settings, Progress(), read_state(run, Progress()), run).carry_out(None)
     with resumable(run, "train", progress), run.reopen():
@@ -67,7 +66,7 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
         progress.say(
             f"going on after epoch {job.epochs_done}" if content else "no epoch was saved yet: starting from the beginning"
         )
-        run.cut_journal(content["journal"] if content else 0)
+        cut_journal(run, content["journal"] if content else 0, progress)
         if changes:
             run.write_recipe({"train": settings.to_recipe()})
         if content:

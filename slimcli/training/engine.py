@@ -180,7 +180,8 @@ class Engine:
                     buffer.copy_(self.group.sum(buffer) / self.group.size)
 
     def _diverged(self, message: str) -> DivergedError:
-        return DivergedError(message, f"try a lower learning rate, for example --lr {self.settings.lr / 3:.2g}")
+        tried = self.settings.lr * self.lr_scale
+        return DivergedError(message, f"try a lower learning rate, for example --lr {tried / 3:.2g}")
 
     def _optimizer(self, model: nn.Module) -> Optimizer:
         s = self.settings

@@ -125,8 +125,9 @@ class Heartbeat(threading.Thread):
     def _lost(self, rank: int, what: str) -> None:
         if self._done.wait(_GRACE):
             return
-        sys.stderr.write(
-            f"slim: process {rank} of this run {what}; process {self._rank} ends too (what was saved can be resumed)\n"
-        )
+        way = f"go on with {processes.way_on}" if processes.way_on else "what was saved can be resumed"
+        sys.stderr.write(f"slim: process {rank} of this run {what}; process {self._rank} ends too ({way})\n")
         sys.stderr.flush()
+        for child in self._children:
+            child.kill()
         os._exit(1)  # the main thread may be waiting in an operation that nothing can interrupt

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import slimcli
 from slimcli.cli.main import main
 from slimcli.errors import CheckpointError, DataError, RunDirError, SettingsError, StorageError
 from slimcli.pipeline import job
@@ -382,6 +383,36 @@ def test_a_run_of_another_command_is_told(halfway: RunDir) -> None:
     with pytest.raises(RunDirError, match="slim train") as caught:
         training.resume(halfway.path)
     assert "slim prune --resume" in caught.value.hint
+
+
+def test_a_damaged_checkpoint_is_refused_by_every_command(halfway: RunDir) -> None:
+    data = bytearray(halfway.model.read_bytes() if halfway.model.exists() else halfway.last_good.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    halfway.last_good.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        slimcli.load(halfway.last_good)
+
+
+def test_what_is_missing_is_told(halfway: RunDir, tmp_path: Path) -> None:
+    shutil.copytree(halfway.path, tmp_path / "copy")
+    copy = RunDir(tmp_path / "copy")
+    copy.dense.unlink()
+    with pytest.raises(RunDirError, match=r"dense\.pt is missing") as caught:
+        job.resume(copy.path)
+    assert "slim run" in caught.value.hint
+    said: list[str] = []
+
+    class Listening(Progress):
+        def warn(self, message: str) -> None:
+            said.append(message)
+
+    halfway.journal.write_bytes(halfway.journal.read_bytes()[:900])
+    result = job.resume(halfway.path, progress=Listening())
+    assert any("has lost" in message for message in said)
+    assert len(result.metrics["iterations"]) == 2
+    halfway.model.unlink()  # a run that is complete and lost its network makes it again
+    job.resume(halfway.path)
+    assert halfway.model.exists()
 
 
 def test_a_run_in_use_is_left_alone(halfway: RunDir) -> None:
