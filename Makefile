@@ -11,7 +11,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -n auto
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -m slow -n auto
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

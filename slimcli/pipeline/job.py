@@ -156,7 +156,7 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
     settings = settings_of(folder, PruneSettings, changes or {})
     if (shortfall := is_complete(folder)) is not None:
         progress.say(f"the run in {path} is complete: nothing to go on with")
-        return Result(folder, folder.read_metrics(), shortfall)
+        return Result(folder, folder.read_metrics(), shortfall) if processes.is_main() else None
     if not processes.is_main():
         content = read_state(folder, Progress())
         job = _prepare_again(settings, folder, content) if content else prepare(settings)

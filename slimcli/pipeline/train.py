@@ -57,7 +57,7 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
     settings = settings_of(run, TrainSettings, changes or {})
     if (shortfall := is_complete(run)) is not None:
         progress.say(f"the run in {path} is complete: nothing to go on with")
-        return Trained(run, run.read_metrics(), shortfall)
+        return Trained(run, run.read_metrics(), shortfall) if processes.is_main() else None
     if not processes.is_main():
         return _Job(settings, Progress(), read_state(run, Progress()), run).carry_out(None)
     with resumable(run, "train", progress), run.reopen():
