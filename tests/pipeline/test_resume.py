@@ -469,6 +469,22 @@ def test_a_real_limit_on_file_sizes_stops_the_run_and_names_the_file(tiny_checkp
     assert call(slim("prune", "--resume", out)).returncode == 0
 
 
+def test_memory_that_really_runs_out_names_a_batch_size_that_goes_on(tmp_path: Path) -> None:
+    images, labels = np.zeros((2000, 32, 32, 3), np.uint8), np.arange(2000) % 10
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
+    code = (
+        "import re, resource, sys\nfrom slimcli.cli.main import main\nimport slimcli.pipeline.train\n"
+        "used = int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 700_000_000,) * 2)\nmain(sys.argv[1:])"
+    )
+    arguments = ["train", "resnet20-cifar", "--data", f"npz:{tmp_path}/d.npz", "--epochs=1", "--batch-size=1800"]
+    done = call([sys.executable, "-c", code, *arguments, "-o", str(tmp_path / "run")])
+    assert done.returncode == 1
+    assert "out of memory" in done.stderr
+    assert f"slim train --resume {tmp_path / 'run'} --batch-size 900" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_resuming_from_the_command_line_asks_for_no_flag_again(halfway: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["prune", "--resume", str(halfway.path), "--json"])

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from slimcli.errors import SettingsError
@@ -113,6 +114,21 @@ def test_a_recipe_in_two_processes_goes_on_after_one_of_them_died(tmp_path: Path
         assert done.returncode == 0, done.stderr
         for name in ("train", "prune-1", "prune-2"):
             assert end_of(out / name) == end_of(tmp_path / "whole" / name)
+
+
+@pytest.mark.slow
+def test_batch_norm_and_odd_batches_go_on_in_two_processes_too(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (150, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(150) % 10
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images[:21], y_test=labels[:21])
+    arguments = ["train", "resnet20-cifar", "--data", f"npz:{tmp_path}/d.npz", "--epochs=3", "--batch-size=31", "--devices=2"]
+    whole = call(slim(*arguments, "-o", tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    killer = [sys.executable, "-c", RANK_KILLER, "1", "3", str(int(signal.SIGKILL))]
+    assert call([*killer, *arguments, "-o", str(tmp_path / "run")]).returncode == 1
+    done = call(slim("train", "--resume", tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert end_of(tmp_path / "run") == end_of(tmp_path / "whole")
 
 
 @pytest.mark.slow
