@@ -81,11 +81,8 @@ def check_data(content: Mapping[str, Any], fingerprint: str, run: RunDir, name: 
 
 
 @contextmanager
-def resumable(run: RunDir | None, command: str, progress: Progress) -> Iterator[None]:
-    """Whatever ends the run early: say how to go on with it. `run` is None in a process that only helps."""
-    if run is None:
-        yield
-        return
+def resumable(run: RunDir, command: str, progress: Progress) -> Iterator[None]:
+    """Whatever ends the run early: say how to go on with it."""
     whole = RunDir(run.path.parent)  # of a recipe, where this run is one of its steps
     step = (
         whole.recipe.exists() and whole.journal.exists() and any(event.get("event") == "begun" for event in whole.read_journal())
@@ -101,7 +98,7 @@ def resumable(run: RunDir | None, command: str, progress: Progress) -> Iterator[
         raise
     except (StorageError, PeerError, MemoryShortError, DataError) as error:
         if isinstance(error, MemoryShortError):
-            error.hint = f"go on with {way} {error.flag}"
+            error.hint = f"go on with slim {command} --resume {run.path} {error.flag}"  # `slim run` has no such flag
         elif isinstance(error, PeerError):
             error.hint = f"go on with {way}"
         else:
