@@ -12,6 +12,7 @@ from torch import nn
 from slimcli.data.sources import open_data
 from slimcli.errors import DivergedError
 from slimcli.networks import checkpoint
+from slimcli.pipeline.origins import Known, builder
 from slimcli.pipeline.prune import Loop, start
 from slimcli.pipeline.subject import check_takes
 from slimcli.pruning import methods
@@ -56,9 +57,10 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
     known = copy.deepcopy(history) if history is not None else NormHistory(norm=resolved.norm)
     if history is not None:
         known.check_fits(network)
+    past = Known(build=builder(resolved.arch, data.classes, data.shape) if resolved.arch else None)
     resolved = replace(resolved, arch=type(model).__name__)
     engine.group.launch()
-    outcome = Loop(*start(network, data, known, resolved), network, data, resolved, engine).run()
+    outcome = Loop(*start(network, data, known, resolved, past), data, resolved, engine).run()
     score = engine.evaluate(outcome.network.model, data.test)
     engine.group.part()
     if outcome.diverged:

@@ -65,6 +65,34 @@ class ChannelGroup:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Maker:
+    """A module that has parameters for every unit of a channel group: `channels[u]` is the row that belongs to unit `u`.
+
+    `norm` is the batch norm that alone reads it, where there is one.
+    """
+
+    module: str
+    channels: tuple[int, ...]
+    norm: str = ""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A module that reads a channel group: `inputs[u]` are those of its input channels that come from unit `u`."""
+
+    module: str
+    inputs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """How the units of a channel group come about, and who reads them."""
+
+    makers: tuple[Maker, ...]
+    readers: tuple[Reader, ...]
+
+
 Pair = tuple[int, int]
 
 
@@ -90,6 +118,21 @@ class Iteration:
     removed: int
     seconds: float
     kept: bool = True
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A last retraining that was tried: where it started, its epochs, and what came of it on the held-out split.
+
+    `continued`: it went on from the trial of that start that had done best.
+    """
+
+    start: str
+    epochs: int
+    top1: float
+    loss: float
+    continued: bool = False
+    chosen: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from slimcli.errors import SettingsError, suggest
 SCHEDULES = ("onecycle", "cosine", "constant")
 NORMS = ("l1", "l2")
 DISTANCES = ("l1", "l2", "cosine")
-PENALTIES = ("tie", "exp", "none")
+PENALTIES = ("tie", "exp", "weights", "none")
 STOPS = ("epochs",)
 GRANULARITIES = ("filter",)
+FINALS = ("finetune", "rewind", "fresh", "auto")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32", "bf16")
 MAY_CHANGE = ("device", "devices", "precision", "compile", "workers", "batch_size", "data_root")
@@ -149,6 +150,7 @@ class TrainSettings(DataSettings, FitSettings):
     epochs: int = 20
     label_smoothing: float = 0.05
     norm: str = "l1"
+    like: str | None = None
 
     def __post_init__(self) -> None:
         DataSettings.__post_init__(self)
@@ -174,6 +176,7 @@ class PruneSettings(DataSettings, FitSettings):
     max_drop: float = 1.0
     criterion: str | None = None
     penalty: str | None = None
+    merge: bool | None = None
     amount: str = "10%"
     granularity: str = "filter"
     stop: str = "epochs"
@@ -186,6 +189,12 @@ class PruneSettings(DataSettings, FitSettings):
     tie_epochs: int = 1
     epochs: int = 3
     final_epochs: int = 20
+    final: str | None = None
+    final_lr: float | None = None
+    distill: bool = False
+    distill_weight: float = 0.5
+    distill_temperature: float = 4.0
+    teacher: str | None = None
     deploy: bool = True
 
     def __post_init__(self) -> None:
@@ -194,9 +203,9 @@ class PruneSettings(DataSettings, FitSettings):
         for flag, fraction in (("--macs", self.macs), ("--params", self.params)):
             if fraction is not None and not 0 < fraction <= 1:
                 raise SettingsError(f"{flag} {fraction:g} is outside (0, 1]", "give the fraction to keep: 0.25 keeps a quarter")
-        for flag, count in (("--iterations", self.iterations), ("--window", self.window)):
+        for flag, count, least in (("--iterations", self.iterations, 0), ("--window", self.window, 1)):
             if count is not None:
-                _at_least(flag, count, 1)
+                _at_least(flag, count, least)
         for width in self.widths or ():
             _at_least("--widths", width, 1)
         _within("--max-drop", self.max_drop, 0.0, 100.0)
@@ -205,6 +214,14 @@ class PruneSettings(DataSettings, FitSettings):
         _one_of("--distance", self.distance, DISTANCES)
         _one_of("--stop", self.stop, STOPS)
         _one_of("--granularity", self.granularity, GRANULARITIES)
+        if self.final is not None:
+            _one_of("--final", self.final, FINALS)
+        if self.final_lr is not None:
+            _within("--final-lr", self.final_lr, 0.0, math.inf, open_low=True)
+        _within("--distill-weight", self.distill_weight, 0.0, 1.0, open_low=True)
+        _within("--distill-temperature", self.distill_temperature, 0.0, math.inf, open_low=True)
+        if self.teacher is not None and not self.distill:
+            raise SettingsError("--teacher only makes sense with --distill", "add --distill, or leave --teacher out")
         if self.penalty is not None:
             _one_of("--penalty", self.penalty, PENALTIES)
         for flag, epochs in (

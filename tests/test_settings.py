@@ -129,7 +129,7 @@ OUT_OF_RANGE: list[tuple[type[Any], dict[str, Any], str]] = [
     (PruneSettings, {"macs": math.nan}, "--macs"),
     (PruneSettings, {"params": -0.1}, "--params"),
     (PruneSettings, {"widths": (4, 0)}, "--widths"),
-    (PruneSettings, {"iterations": 0}, "--iterations"),
+    (PruneSettings, {"iterations": -1}, "--iterations"),
     (PruneSettings, {"window": 0}, "--window"),
     (PruneSettings, {"max_drop": -1.0}, "--max-drop"),
     (PruneSettings, {"max_drop": 101.0}, "--max-drop"),
@@ -205,6 +205,11 @@ def test_every_setting_can_be_written_into_a_recipe() -> None:
         "iterations": 1,
         "window": 3,
         "holdout": 0.1,
+        "merge": False,
+        "final": "auto",
+        "final_lr": 0.1,
+        "distill": True,
+        "teacher": "f",
     }
     names = {"data": "a", "data_root": "b", "val_data": "c", "arch": "d", "history": ("e",), "criterion": "l1", "penalty": "none"}
     recipe = PruneSettings(**full, **names, train_samples=5, workers=2).to_recipe()

@@ -152,10 +152,47 @@ Widths = Annotated[
     str | None,
     typer.Option(help="Channels to keep: one number, one per group, or one per width.", rich_help_panel=_BUDGET),
 ]
-Iterations = Annotated[int | None, typer.Option(help="Turns of the loop.", rich_help_panel=_BUDGET)]
+Iterations = Annotated[
+    int | None, typer.Option(help="Turns of the loop; 0 only retrains (see --final).", rich_help_panel=_BUDGET)
+]
 MaxDrop = Annotated[float, typer.Option(help="Points of held-out top-1 that may be lost.", rich_help_panel=_BUDGET)]
-Criterion = Annotated[str | None, typer.Option(help="history, l1 or random.", rich_help_panel=_PARTS)]
-Penalty = Annotated[str | None, typer.Option(help="tie, exp or none.", rich_help_panel=_PARTS)]
+Criterion = Annotated[str | None, typer.Option(help="history, random-pairs, l1 or random.", rich_help_panel=_PARTS)]
+Penalty = Annotated[
+    str | None,
+    typer.Option(
+        help="What pulls a pair together: tie (norms), exp (norms, the paper's form), weights or none.", rich_help_panel=_PARTS
+    ),
+]
+Merge = Annotated[
+    bool | None,
+    typer.Option(
+        "--merge/--no-merge",
+        help="Tie pairs in their weights; what read the removed filter reads its partner instead.",
+        rich_help_panel=_PARTS,
+    ),
+]
+Final = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the last retraining starts: finetune, rewind (first weights), fresh (the shape alone), or auto: try "
+        "each, go on with the best on the held-out split.",
+        show_default="the method's",
+        rich_help_panel=_TRAIN,
+    ),
+]
+FinalLr = Annotated[
+    float | None,
+    typer.Option(help="Peak learning rate of the last retraining.", show_default="--lr", rich_help_panel=_TRAIN),
+]
+Distill = Annotated[
+    bool, typer.Option("--distill", help="The dense network teaches in the last retraining.", rich_help_panel=_TRAIN)
+]
+DistillWeight = Annotated[float, typer.Option(help="The teacher's share of the loss.", rich_help_panel=_TRAIN)]
+DistillTemperature = Annotated[float, typer.Option(help="How soft the teacher's outputs are made.", rich_help_panel=_TRAIN)]
+TeacherModel = Annotated[
+    str | None,
+    typer.Option("--teacher", help="A slimcli checkpoint that teaches instead of MODEL.", rich_help_panel=_TRAIN),
+]
 Amount = Annotated[
     str,
     typer.Option(help="Channels per iteration: 10%, or counts 2,4,8 (per group, or per width).", rich_help_panel=_PARTS),
@@ -169,4 +206,7 @@ Linear = Annotated[bool, typer.Option("--linear", help="Hidden linear layers los
 ObserveEpochs = Annotated[int, typer.Option(help="Observed first where there is no history.", rich_help_panel=_TRAIN)]
 TieEpochs = Annotated[int, typer.Option(help="With the penalty, before each removal.", rich_help_panel=_TRAIN)]
 Epochs = Annotated[int, typer.Option(help="Retraining after each removal.", rich_help_panel=_TRAIN)]
-FinalEpochs = Annotated[int, typer.Option(help="The last retraining, annealed to zero.", rich_help_panel=_TRAIN)]
+FinalEpochs = Annotated[
+    int, typer.Option(help="The last retraining, all its starts together, annealed to zero.", rich_help_panel=_TRAIN)
+]
+Like = Annotated[str | None, typer.Option(help="A slim checkpoint whose shape is trained from new random weights.")]

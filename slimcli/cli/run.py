@@ -23,6 +23,7 @@ def run(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda, for every step.", show_default="the recipe's")] = None,
     devices: Annotated[int | None, typer.Option(help="Processes on this machine.", show_default="the recipe's")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Repeat it with these seeds: 0,1,2.", show_default="the recipe's")] = None,
     precision: Annotated[str | None, typer.Option(help="32, bf16 or auto, for every step.", show_default="the recipe's")] = None,
     out: o.Out = None,
     overwrite: o.Overwrite = False,
@@ -32,8 +33,10 @@ def run(
     """Carry out a whole recipe: train, prune, export, bench, report."""
     how = {"device": device, "devices": devices, "precision": precision}
     changes = {name: value for name, value in how.items() if value is not None}
-    if resume is not None and (recipe is not None or out is not None or overwrite):
-        raise SettingsError("--resume goes on in its own folder with its own recipe", "leave RECIPE.toml, -o and --overwrite out")
+    if resume is not None and (recipe is not None or out is not None or overwrite or seeds):
+        raise SettingsError(
+            "--resume goes on in its own folder with its own recipe", "leave RECIPE.toml, -o, --overwrite and --seeds out"
+        )
     if resume is None:
         path = Path(o.started(str(recipe) if recipe else None, "RECIPE.toml", "run"))
     from slimcli.cli import tables, terminal
@@ -43,7 +46,7 @@ def run(
     if resume is not None:
         outcome = resume_recipe(resume, changes, progress)
     else:
-        outcome = run_recipe(path, out, progress, overwrite, changes)
+        outcome = run_recipe(path, out, progress, overwrite, changes, o.numbers(seeds, "--seeds", int))
     if outcome is None:
         return 0
     if json:

@@ -48,6 +48,7 @@ def train(
     precision: o.Precision = "auto",
     compile: o.Compile = False,
     norm: o.Norm = "l1",
+    like: o.Like = None,
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> int:

@@ -23,6 +23,7 @@ import slimcli
 from slimcli.disk import is_intact, write_atomically
 from slimcli.errors import ArchError, CheckpointError, suggest
 from slimcli.networks import ARCHS, resolve
+from slimcli.networks.cost import layers_of
 from slimcli.networks.shortcut import ChannelPad
 from slimcli.records import JsonDict
 
@@ -51,6 +52,8 @@ class Checkpoint:
     removed: dict[str, list[int]] = field(default_factory=dict)
     history: dict[str, Any] | None = None
     metrics: JsonDict = field(default_factory=dict)
+    first: dict[str, Tensor] | None = None
+    """The weights before training, where they are known, in the present shapes."""
     path: str = ""
     foreign: bool = False
 
@@ -98,7 +101,7 @@ def content_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "history": checkpoint.history,
         "data": checkpoint.data,
         "metrics": checkpoint.metrics,
-    }
+    } | ({"first": at_rest(checkpoint.first)} if checkpoint.first else {})
 
 
 def at_rest(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -197,6 +200,7 @@ def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoin
             removed=dict(content["removed"]),
             history=content["history"],
             metrics=dict(content["metrics"]),
+            first=_first(path, content),
             path=str(path),
         )
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -209,6 +213,15 @@ def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoin
             f"allow it with --arch {recorded}",
         )
     return checkpoint
+
+
+def _first(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    if "first" not in content:
+        return None
+    first = _tensors(path, content["first"])
+    if {key: value.shape for key, value in first.items()} != {k: v.shape for k, v in content["state_dict"].items()}:
+        raise ValueError("its first weights are of other shapes than its weights")
+    return first
 
 
 def _triple(values: list[float] | None) -> tuple[float, ...] | None:
@@ -283,6 +296,27 @@ def take_widths(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         if weight.shape[2:] != module.weight.shape[2:] or weight.ndim != module.weight.ndim:
             continue  # not a narrower version of this layer: loading will name it
         _resize(module, weight.shape)
+
+
+def fresh(network: nn.Module, like: Mapping[str, Tensor]) -> None:
+    """Make a freshly initialised network as narrow as the state dict `like`, in place, each layer as if initialised so.
+
+    What is cut off was drawn like what stays. Weights and biases of convs and linear layers are scaled up by the square
+    root of how much fewer inputs they read, which keeps the variance of the outputs.
+    """
+    drawn = {key: value.clone() for key, value in network.state_dict().items()}
+    take_widths(network, like)
+    state = network.state_dict()
+    for key, value in state.items():
+        if value.shape != drawn[key].shape and not key.endswith("selects"):  # a shortcut's selection is shape, not weight
+            value.copy_(drawn[key][tuple(slice(size) for size in value.shape)])
+        elif not key.endswith("selects"):
+            value.copy_(drawn[key])
+    for name, layer in layers_of(network).items():
+        reads, read = layer.weight[0].numel(), drawn[f"{name}.weight"][0].numel()
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:
+                parameter.data.mul_((read / reads) ** 0.5)
 
 
 def _resize(module: nn.Module, shape: torch.Size) -> None:

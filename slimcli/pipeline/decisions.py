@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,10 +13,11 @@ from slimcli.networks.cost import count, layers_of
 from slimcli.pipeline.state import Network
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory, filter_norms
+from slimcli.pruning.merging import Merge, TiedUnits, WeightTie, is_scalable, silent_units
 from slimcli.pruning.rankings import CRITERIA, GroupView, losers
-from slimcli.records import ChannelGroup, Choice, JsonDict
+from slimcli.records import ChannelGroup, Choice, JsonDict, Loader
 from slimcli.settings import PruneSettings
-from slimcli.training.losses import PENALTIES, TiedPair
+from slimcli.training.losses import PENALTIES, Objective, Penalty, TiedPair
 
 
 def choose(network: Network, counts: dict[str, int], settings: PruneSettings, generator: torch.Generator) -> list[Choice]:
@@ -44,8 +45,26 @@ def member_norms(model: nn.Module, group: ChannelGroup, norm: str) -> list[Tenso
     return [filter_norms(layers[m.layer].weight.detach(), norm).cpu()[list(m.channels)] for m in group.members]
 
 
-def penalty_for(network: Network, choices: list[Choice], settings: PruneSettings) -> Callable[[nn.Module], Tensor] | None:
-    """Eq. 8's second term for the chosen pairs, None where the method has none."""
+def objective_for(network: Network, choices: list[Choice], settings: PruneSettings, input_shape: Sequence[int]) -> Objective:
+    """What pulls the chosen pairs together while training: Eq. 8's second term, or a tie of their weights."""
+    if settings.penalty == "weights":
+        return Objective(constraint=_weight_tie(network, choices, input_shape))
+    return Objective(penalty=_penalty_for(network, choices, settings))
+
+
+def _weight_tie(network: Network, choices: list[Choice], input_shape: Sequence[int]) -> WeightTie:
+    groups = {group.name: group for group in network.groups}
+    wirings = surgery.wiring_of(network.model, input_shape, [groups[choice.group] for choice in choices])
+    return WeightTie(
+        [
+            TiedUnits(wirings[c.group], c.pairs, is_scalable(network.model, input_shape, wirings[c.group]))
+            for c in choices
+            if c.pairs
+        ]
+    )
+
+
+def _penalty_for(network: Network, choices: list[Choice], settings: PruneSettings) -> Penalty | None:
     if settings.penalty in (None, "none"):
         return None
     groups = {group.name: group for group in network.groups}
@@ -62,6 +81,32 @@ def removal_of(network: Network, choices: list[Choice], settings: PruneSettings)
     """The units of each group that go: those chosen, and of each pair the one with the lower norm."""
     groups = {group.name: group for group in network.groups}
     return {c.group: losers(c, member_norms(network.model, groups[c.group], settings.norm)) for c in choices}
+
+
+def merges_of(
+    network: Network, choices: list[Choice], removal: Mapping[str, Sequence[int]], input_shape: Sequence[int]
+) -> list[Merge]:
+    """For each group with pairs: its wiring, and each pair as (kept, gone)."""
+    groups = {group.name: group for group in network.groups}
+    wirings = surgery.wiring_of(network.model, input_shape, [groups[c.group] for c in choices if c.pairs])
+    return [(wirings[c.group], [(i, j) if j in removal[c.group] else (j, i) for i, j in c.pairs]) for c in choices if c.pairs]
+
+
+def first_batches(loader: Loader, images: int) -> Iterator[Tensor]:
+    """The images of the loader's first batches, at least so many."""
+    seen = 0
+    for batch, _ in loader.shard(0, 1).epoch(0):
+        yield batch
+        seen += len(batch)
+        if seen >= images:
+            return
+
+
+def dead_units(network: Network, images: Iterator[Tensor], input_shape: Sequence[int]) -> dict[str, int]:
+    """How many channels of each prunable group are zero wherever they are read, for all these images."""
+    wirings = surgery.wiring_of(network.model, input_shape, network.prunable)
+    counts = silent_units(network.model, images, list(wirings.values()))
+    return {name: number for name, number in zip(wirings, counts, strict=True) if number}
 
 
 def remove(network: Network, removal: Mapping[str, Sequence[int]], input_shape: Sequence[int], linear: bool) -> None:

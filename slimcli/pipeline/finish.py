@@ -16,6 +16,7 @@ from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import layers_of
 from slimcli.pipeline.decisions import also_removed
 from slimcli.pipeline.deploy import bench_run, describe, export_both, first_images
+from slimcli.pipeline.origins import Origins
 from slimcli.pipeline.plan import Plan
 from slimcli.pipeline.prune import Outcome
 from slimcli.pipeline.state import Network, State
@@ -36,6 +37,7 @@ class Prepared:
     subject: Subject
     state: State
     plan: Plan
+    origins: Origins
     notes: tuple[str, ...]
     dense_test: Score | None = None
     code: str | None = None
@@ -56,7 +58,8 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
     settings, subject = job.settings, job.subject
     metrics = _metrics(job, dense_test, slim_test, outcome) | {"environment": environment() | engine.group.describe()}
     measured = {key: value for key, value in metrics["slim"].items() if key != "file_bytes"}
-    checkpoint.save(folder.model, snapshot(subject, outcome.network, measured))
+    first = job.origins.rewound(outcome.network.removed).state_dict() if subject.checkpoint.first else None
+    checkpoint.save(folder.model, replace(snapshot(subject, outcome.network, measured), first=first))
     _check_reloads(folder.model, job, outcome.network.model)
     shortfall = _shortfall(settings, outcome, folder)
     folder.append(
@@ -65,6 +68,7 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
         **asdict(slim_test),
         held_out=metrics["held_out"],
         epochs=outcome.epochs,
+        **{key: metrics[key] for key in ("training_macs", "final", "dead_filters")},
         budget_met=outcome.budget_met,
         **asdict(outcome.network.cost),
     )
@@ -93,6 +97,7 @@ def snapshot(subject: Subject, network: Network, metrics: JsonDict) -> Checkpoin
         removed=_removed(subject, network),
         history=network.history.state_dict(),
         metrics=metrics,
+        first=None,
     )
 
 
@@ -171,9 +176,16 @@ def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> Json
         "removed": {"macs": 1 - cost.macs / dense_cost.macs, "params": 1 - cost.params / dense_cost.params},
         "held_out": {"dense": asdict(outcome.dense_held_out), "slim": asdict(outcome.held_out)},
         "epochs": outcome.epochs,
+        "training_macs": outcome.training_macs,
         "reason": outcome.reason,
         "budget_met": outcome.budget_met,
         "iterations": [asdict(step) for step in outcome.iterations],
+        "final": {
+            "distilled": job.settings.distill,
+            "chosen": next((trial.start for trial in outcome.trials if trial.chosen), None),
+            "trials": [asdict(trial) for trial in outcome.trials],
+        },
+        "dead_filters": outcome.dead,
         "layers": [
             {
                 "name": before.name,

@@ -18,10 +18,11 @@ from slimcli.environment import environment
 from slimcli.errors import CheckpointError, RunDirError
 from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.finish import Prepared, Result, finish, frozen, snapshot
+from slimcli.pipeline.origins import Known, builder
 from slimcli.pipeline.prune import Loop, go_on, start
 from slimcli.pipeline.resume import check_data, cut_journal, folder_of, is_complete, read_state, resumable, settings_of
 from slimcli.pipeline.state import DONE, Nowhere, State
-from slimcli.pipeline.subject import Subject, open_subject
+from slimcli.pipeline.subject import Subject, check_takes, open_subject
 from slimcli.progress import Progress
 from slimcli.pruning import methods
 from slimcli.pruning.history import NormHistory
@@ -55,8 +56,24 @@ def prepare(settings: PruneSettings) -> Prepared:
             f"no norm history: {settings.observe_epochs} epochs are observed first (--observe-epochs, or --history FILES)"
         )
     settings = replace(settings, arch=subject.checkpoint.arch)
-    state, plan = start(subject.model, subject.data, history, settings)
-    return Prepared(settings, subject, state, plan, tuple(notes))
+    if settings.teacher:
+        _teacher(settings, subject)
+    state, plan, origins = start(subject.model, subject.data, history, settings, _past(subject, settings.arch or ""))
+    return Prepared(settings, subject, state, plan, origins, tuple(notes))
+
+
+def _past(subject: Subject, arch: str) -> Known:
+    known = subject.checkpoint
+    return Known(known.first, builder(arch, known.classes, known.input_shape))
+
+
+def _teacher(settings: PruneSettings, subject: Subject) -> nn.Module | None:
+    """The network that teaches where it is not the one that pruning begins with."""
+    if settings.teacher is None:
+        return None
+    teacher = checkpoint.load(settings.teacher).build().to(next(subject.model.parameters()).device)
+    check_takes(teacher, subject.data, settings.teacher)
+    return teacher
 
 
 def _prepare_again(settings: PruneSettings, run: RunDir, content: JsonDict) -> Prepared:
@@ -73,8 +90,9 @@ def _prepare_again(settings: PruneSettings, run: RunDir, content: JsonDict) -> P
     check_data(content, subject.data.fingerprint, run, subject.data.name)
     subject = replace(subject, checkpoint=replace(subject.checkpoint, arch=content["arch"]))
     settings = replace(settings, arch=content["arch"])
-    state, plan = go_on(content["resume"], subject.model, subject.data, settings)
-    return Prepared(settings, subject, state, plan, tuple(content["notes"]), Score(**content["dense_test"]), code)
+    past = _past(subject, code or settings.arch or "")
+    state, plan, origins = go_on(content["resume"], subject.model, subject.data, settings, past)
+    return Prepared(settings, subject, state, plan, origins, tuple(content["notes"]), Score(**content["dense_test"]), code)
 
 
 def _history(settings: PruneSettings, subject: Subject) -> NormHistory:
@@ -135,7 +153,7 @@ def run(
     progress = progress or Progress()
     if out is not None and processes.is_main():
         RunDir(out).check_free(overwrite)
-        _check_apart(out, [settings.model, *(settings.history or ())])
+        _check_apart(out, [settings.model, *(settings.history or ()), *([settings.teacher] if settings.teacher else [])])
     job = prepare(settings)
     engine = _launched(job, progress)
     if not processes.is_main():
@@ -188,6 +206,7 @@ _STAGES = {
     "retrain": "retraining",
     "judge": "measuring accuracy",
     "final": "the last retraining",
+    "compare": "comparing last retrainings",
     "accept": "measuring the last accuracy",
     DONE: "all training is done",
 }
@@ -263,6 +282,7 @@ def _resolved(job: Prepared, engine: Engine) -> PruneSettings:
         job.settings,
         model=str(Path(job.settings.model).resolve()),
         arch=absolute(arch) if job.subject.checkpoint.foreign or resolve.is_foreign(arch) else None,
+        teacher=str(Path(job.settings.teacher).resolve()) if job.settings.teacher else None,
         history=tuple(str(Path(name).resolve()) for name in job.settings.history) if job.settings.history else None,
         val_data=absolute(job.settings.val_data) if job.settings.val_data else data.spec.get("val_data"),
         data=data.name,
@@ -279,7 +299,7 @@ def _carry_out(job: Prepared, folder: RunDir | None, engine: Engine) -> Result |
     settings, subject, data, state = job.settings, job.subject, job.subject.data, job.state
     dense_test = job.dense_test or engine.evaluate(subject.model, data.test)
     state.dense = state.dense or engine.evaluate(subject.model, data.held_out)
-    loop = Loop(state, job.plan, subject.model, data, settings, engine)
+    loop = Loop(state, job.plan, job.origins, data, settings, engine, _teacher(settings, subject))
     if folder is None:
         loop.store = Nowhere()
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
@@ -14,17 +14,33 @@ from slimcli import processes
 from slimcli.data.loaders import Data
 from slimcli.errors import ArchError, DivergedError, SettingsError
 from slimcli.networks.cost import count
-from slimcli.pipeline.decisions import choose, examples_of, found_again, penalty_for, removal_of, remove
+from slimcli.pipeline.decisions import (
+    choose,
+    dead_units,
+    examples_of,
+    first_batches,
+    found_again,
+    merges_of,
+    objective_for,
+    removal_of,
+    remove,
+)
+from slimcli.pipeline.origins import UNKNOWN, Known, Origins, starts_of
 from slimcli.pipeline.plan import Plan
 from slimcli.pipeline.state import DONE, InMemory, Network, State, Store
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
-from slimcli.records import Iteration, JsonDict, Score
+from slimcli.pruning.merging import factors_of, merge
+from slimcli.records import Iteration, JsonDict, Score, Trial
 from slimcli.settings import PruneSettings
-from slimcli.training.engine import Engine, Epoch, FitState, Penalty
+from slimcli.training.engine import Engine, Epoch, FitState, seed_everything
+from slimcli.training.losses import PLAIN, Objective, Teacher
 
 Note = Callable[..., None]
 """Called as `note(event, **fields)` for every line of the journal."""
+
+MERGE_IMAGES = 2048
+"""How many training images the factors of a merge are measured on."""
 
 LOWERED = 1 / 3
 """What the learning rate is multiplied with, once, when the loss is lost."""
@@ -34,21 +50,28 @@ LOWERED = 1 / 3
 class Outcome:
     """The slim network and how it was reached. `budget_met` is False where accuracy ran out first.
 
-    `diverged` says how the loss was lost for good; empty where it was not.
+    `trials` are the last retrainings, `dead` the channels of each group that no held-out image activates. `diverged` says
+    how the loss was lost for good; empty where it was not.
     """
 
     network: Network
     iterations: tuple[Iteration, ...]
+    trials: tuple[Trial, ...]
+    dead: dict[str, int]
     budget_met: bool
     epochs: int
+    training_macs: int
     dense_held_out: Score
     held_out: Score
     reason: str
     diverged: str
 
 
-def start(model: nn.Module, data: Data, history: NormHistory, settings: PruneSettings) -> tuple[State, Plan]:
-    """The state before the first step, with a copy of the dense network and its verified groups, and what the settings mean.
+def start(
+    model: nn.Module, data: Data, history: NormHistory, settings: PruneSettings, known: Known = UNKNOWN
+) -> tuple[State, Plan, Origins]:
+    """The state before the first step, with a copy of the dense network and its verified groups, what the settings mean, and
+    where the last retraining may start.
 
     `settings` come from `methods.resolve`. Raises `ArchError` where nothing can be pruned, `SettingsError` where amount or
     widths do not fit the groups.
@@ -64,16 +87,21 @@ def start(model: nn.Module, data: Data, history: NormHistory, settings: PruneSet
             f"{settings.arch or 'the network'} has no group of channels that can be pruned ({reasons})",
             "see `slim inspect`",
         )
+    if settings.final == "fresh" and known.build is None:
+        raise SettingsError("--final fresh needs to know how the network is built", "name it with arch=")
     network = Network(copy.deepcopy(model), history, groups, count(model, data.shape))
     state = State(network, network, torch.Generator().manual_seed(settings.seed).get_state())
-    return state, Plan.of(settings, network)
+    return state, Plan.of(settings, network), Origins(model, groups, data.shape, known)
 
 
-def go_on(content: JsonDict, model: nn.Module, data: Data, settings: PruneSettings) -> tuple[State, Plan]:
+def go_on(
+    content: JsonDict, model: nn.Module, data: Data, settings: PruneSettings, known: Known = UNKNOWN
+) -> tuple[State, Plan, Origins]:
     """What `start` gave, as it stood when the state was saved; `model` is the dense network. Nothing is verified again."""
     state = State.from_content(content, model, data.shape)
     groups = found_again(state.kept.groups, surgery.find_groups(model, data.shape, settings.linear))
-    return state, Plan.of(settings, Network(model, state.kept.history, groups, count(model, data.shape)))
+    dense = Network(model, state.kept.history, groups, count(model, data.shape))
+    return state, Plan.of(settings, dense), Origins(model, groups, data.shape, known)
 
 
 class Loop:
@@ -88,16 +116,23 @@ class Loop:
         self,
         state: State,
         plan: Plan,
-        dense: nn.Module,
+        origins: Origins,
         data: Data,
         settings: PruneSettings,
         engine: Engine,
+        teacher: nn.Module | None = None,
         note: Note = lambda *_, **__: None,
         store: Store | None = None,
     ) -> None:
         self.state, self.plan, self.data, self.settings = state, plan, data, settings
         self.engine, self.note, self.store = engine, note, store or InMemory()
-        self._dense = dense
+        self._dense, self._origins = origins.dense, origins
+        self._starts = starts_of(settings, origins)
+        self._teacher = None
+        if settings.distill:
+            teacher = teacher or origins.dense
+            macs = count(teacher, data.shape).macs
+            self._teacher = Teacher(teacher, settings.distill_weight, settings.distill_temperature, macs)
         self._since = time.perf_counter()
 
     def run(self) -> Outcome:
@@ -114,6 +149,7 @@ class Loop:
             "retrain": self.retrain,
             "judge": self.judge,
             "final": self.final,
+            "compare": self.compare,
             "accept": self.accept,
         }
         while self.state.stage != DONE:
@@ -151,15 +187,20 @@ class Loop:
 
     def tie(self) -> str:
         """Pull the chosen pairs together. Without a penalty this is plain training: every method gets the same schedule."""
-        penalty = penalty_for(self.state.network, self.state.choices, self.settings)
-        self._train(self.settings.tie_epochs, f"tie {self._index}", penalty)
+        objective = objective_for(self.state.network, self.state.choices, self.settings, self.data.shape)
+        self._train(self.settings.tie_epochs, f"tie {self._index}", objective)
         return "operate"
 
     def operate(self) -> str:
-        """Remove what was chosen, and measure what that alone cost."""
+        """Merge and remove what was chosen, and measure what that alone cost."""
         network, shape = self.state.network, self.data.shape
         removal = self.engine.group.broadcast(removal_of(network, self.state.choices, self.settings))
         examples = examples_of(network, self.state.choices, removal)
+        if self.settings.merge:
+            merges = merges_of(network, self.state.choices, removal, shape)
+            seed_everything(self.settings.seed, self.engine.epochs_done)
+            images = (batch.to(self.engine.device) for batch in first_batches(self.data.train, MERGE_IMAGES))
+            merge(network.model, merges, self.engine.group.broadcast(factors_of(network.model, images, merges)))
         remove(network, removal, shape, self.settings.linear)
         self.engine.group.agree(f"a network after the removals of iteration {self._index}", network.structure())
         score = self.engine.evaluate(network.model, self.data.held_out)
@@ -208,24 +249,55 @@ class Loop:
         return self._saved("final")
 
     def final(self) -> str:
-        """The last retraining, annealed to zero."""
+        """The last retraining, annealed to zero, from the next of the starts that are tried."""
         state = self.state
-        if self._kept_iterations:
-            if state.fit is None:
-                state.network = copy.deepcopy(state.kept)
-            annealed = "onecycle" if self.settings.schedule == "constant" else None
-            self._train(self.settings.final_epochs, "final", schedule=annealed)
-        return "accept"
+        if not self._retrains or len(state.trials) == len(self._starts):
+            return "accept"
+        start, epochs = self._starts[len(state.trials)]
+        if state.fit is None and start == "best":
+            assert state.best is not None
+            state.network = copy.deepcopy(state.best)
+        elif state.fit is None:
+            state.network = self._origins.start(start, state.kept, self.settings)
+            self.engine.group.agree(f"a network to retrain ({start})", _checksum(state.network.model))
+        annealed = "onecycle" if self.settings.schedule == "constant" else None
+        lr = self.settings.final_lr or self.settings.lr
+        name = "final" if len(self._starts) == 1 else f"final ({start})"
+        self._train(epochs, name, Objective(teacher=self._teacher), annealed, lr)
+        return "compare"
+
+    def compare(self) -> str:
+        """Keep the last retraining that did best on the held-out split, by accuracy, then by loss."""
+        state = self.state
+        start, epochs = self._starts[len(state.trials)]
+        score = self.engine.group.broadcast(self.engine.evaluate(state.network.model, self.data.held_out))
+        leading = next((trial for trial in state.trials if trial.chosen), None)
+        chosen = leading is None or (score.top1, -score.loss) >= (leading.top1, -leading.loss)
+        if chosen:
+            state.trials = [replace(trial, chosen=False) for trial in state.trials]
+            state.best = state.network
+        continued = start == "best"
+        start = leading.start if continued and leading else start
+        state.trials.append(Trial(start, epochs, score.top1, score.loss, continued, chosen))
+        self.note("trial", **asdict(state.trials[-1]))
+        if len(self._starts) > 1:
+            self.engine.progress.say(
+                f"last retraining ({start}{', continued' * continued}, {epochs} epochs): "
+                f"held-out top-1 {score.top1:.2f}, loss {score.loss:.4f}"
+            )
+        return self._saved("final")
 
     def accept(self) -> str:
         """Judge the last retraining too: one that lost more than allowed is taken back."""
         state = self.state
+        state.network = state.best or state.kept
         state.held_out = self.engine.evaluate(state.network.model, self.data.held_out)
-        if self._kept_iterations and self.engine.group.broadcast(state.held_out.top1 < self._lowest):
+        if self._retrains and self.engine.group.broadcast(state.held_out.top1 < self._lowest):
             state.network = state.kept
+            state.trials = [replace(trial, chosen=False) for trial in state.trials]
             state.reason += "; the last retraining lost accuracy and was taken back"
             state.held_out = self.engine.evaluate(state.network.model, self.data.held_out)
-        state.kept = state.network
+        state.kept, state.best = state.network, None
         return self._saved(DONE)
 
     @property
@@ -237,6 +309,11 @@ class Loop:
         return sum(step.kept for step in self.state.iterations)
 
     @property
+    def _retrains(self) -> bool:
+        """Whether there is a last retraining: something was removed, or nothing was to be."""
+        return bool(self._kept_iterations) or self.settings.iterations == 0
+
+    @property
     def _dense_score(self) -> Score:
         assert self.state.dense is not None
         return self.state.dense
@@ -245,18 +322,27 @@ class Loop:
     def _lowest(self) -> float:
         return self._dense_score.top1 - self.settings.max_drop
 
-    def _train(self, epochs: int, phase: str, penalty: Penalty | None = None, schedule: str | None = None) -> None:
+    def _train(
+        self,
+        epochs: int,
+        phase: str,
+        objective: Objective = PLAIN,
+        schedule: str | None = None,
+        lr: float | None = None,
+    ) -> None:
         """A training phase: each epoch goes into the norm history, the journal and the state."""
         network = self.state.network
 
         def after_epoch(epoch: Epoch, fit: FitState) -> None:
             network.history.record(network.model)
             self.note("epoch", **asdict(epoch))
+            taught = self._teacher.macs if objective.teacher and self._teacher else 0
+            self.state.training_macs += self.data.train.samples * (3 * network.cost.macs + taught)
             self.state.fit = fit
             self._save()
 
         fit = self.state.fit
-        self.engine.fit(network.model, self.data.train, epochs, phase, penalty, after_epoch, schedule, fit)
+        self.engine.fit(network.model, self.data.train, epochs, phase, objective, after_epoch, schedule, fit, lr)
         self.state.fit = None
 
     def _elapsed(self) -> float:
@@ -283,10 +369,11 @@ class Loop:
         self.state = State.from_content(content, self._dense, self.data.shape)
         self.engine.epochs_done = self.state.epochs
         if self.state.lr_scale < 1:
-            self.state.network, self.state.fit = self.state.kept, None
+            self.state.network, self.state.fit = self.state.best or self.state.kept, None
             self.state.diverged = f"{error.message}, also with a lowered learning rate"
             self.state.reason = self.state.diverged
-            self.state.held_out = self.engine.evaluate(self.state.kept.model, self.data.held_out)
+            self.state.held_out = self.engine.evaluate(self.state.network.model, self.data.held_out)
+            self.state.kept, self.state.best = self.state.network, None
             self._saved(DONE)
             return
         self.state.lr_scale = self.engine.lr_scale = LOWERED
@@ -301,13 +388,20 @@ class Loop:
         return Outcome(
             state.network,
             tuple(state.iterations),
+            tuple(state.trials),
+            dead_units(state.network, first_batches(self.data.held_out, self.data.held_out.samples), self.data.shape),
             self.plan.budget.satisfied(state.network, self._kept_iterations),
             state.epochs,
+            state.training_macs,
             self._dense_score,
             state.held_out,
             state.reason,
             state.diverged,
         )
+
+
+def _checksum(model: nn.Module) -> str:
+    return str(sum(float(value.double().abs().sum()) for value in model.state_dict().values()))
 
 
 def _line(step: Iteration, dense: Score, plan: Plan, network: Network) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from slimcli.networks import checkpoint
 from slimcli.networks.cost import count
 from slimcli.pruning.history import NormHistory
-from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Score
+from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Score, Trial
 from slimcli.training.engine import FitState
 
 DONE = "done"
@@ -75,7 +75,8 @@ class State:
     """Where a run stands. `stage` names what comes next (a method of `pipeline.prune.Loop`).
 
     `network` is the one being worked on, `kept` the last one within the allowed drop (they are one object between two
-    iterations); `fit` is the training phase in progress, `draws` the state of the generator of random choices.
+    iterations), `best` the one that did best of the last retrainings tried so far (`trials`); `fit` is the training phase
+    in progress, `draws` the state of the generator of random choices.
     """
 
     network: Network
@@ -86,10 +87,13 @@ class State:
     held_out: Score | None = None
     iterations: list[Iteration] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    best: Network | None = None
     top1_after_surgery: float = 0.0
     seconds: float = 0.0
     fit: FitState | None = None
     epochs: int = 0
+    training_macs: int = 0
     lr_scale: float = 1.0
     reason: str = ""
     diverged: str = ""
@@ -104,6 +108,9 @@ class State:
             "held_out": asdict(self.held_out) if self.held_out else None,
             "iterations": [asdict(step) for step in self.iterations],
             "choices": [asdict(choice) for choice in self.choices],
+            "trials": [asdict(trial) for trial in self.trials],
+            "best": None if self.best is None or self.best is self.network else self.best.content(),
+            "best_is_network": self.best is self.network,
             "fit": {"epochs": self.fit.epochs, "optimizer": self.fit.optimizer} if self.fit else None,
         }
 
@@ -111,11 +118,15 @@ class State:
     def from_content(cls, content: Mapping[str, Any], dense: nn.Module, input_shape: Sequence[int]) -> State:
         """The state that `content` gave."""
         kept = Network.from_content(content["kept"], dense, input_shape)
+        network = Network.from_content(content["network"], dense, input_shape) if content["network"] else kept
+        best = Network.from_content(content["best"], dense, input_shape) if content["best"] else None
         return cls(
             **{
-                **content,
+                **{key: value for key, value in content.items() if key != "best_is_network"},
                 "kept": kept,
-                "network": Network.from_content(content["network"], dense, input_shape) if content["network"] else kept,
+                "network": network,
+                "best": network if content["best_is_network"] else best,
+                "trials": [Trial(**trial) for trial in content["trials"]],
                 "dense": Score(**content["dense"]) if content["dense"] else None,
                 "held_out": Score(**content["held_out"]) if content["held_out"] else None,
                 "iterations": [Iteration(**step) for step in content["iterations"]],

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from slimcli import processes
 from slimcli.data.sources import absolute, open_data
 from slimcli.environment import environment
-from slimcli.errors import DivergedError
+from slimcli.errors import CheckpointError, DivergedError
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import count
@@ -80,6 +82,7 @@ def _resolved(settings: TrainSettings, job: _Job) -> TrainSettings:
     return replace(
         settings,
         arch=absolute(settings.arch),
+        like=str(Path(settings.like).resolve()) if settings.like else None,
         data=data.name,
         data_root=data.spec.get("root"),
         holdout=data.spec.get("holdout"),
@@ -87,6 +90,15 @@ def _resolved(settings: TrainSettings, job: _Job) -> TrainSettings:
         std=data.std,
         precision=job.engine.group.describe()["precision"],
     )
+
+
+def _take_shape(model: nn.Module, settings: TrainSettings) -> None:
+    """Make the freshly built network as narrow as the slim one in the checkpoint `settings.like`."""
+    assert settings.like is not None
+    like = checkpoint.load(settings.like, settings.arch)
+    if like.foreign:
+        raise CheckpointError(f"{settings.like} is no slimcli checkpoint", "name the model.pt of a pruning run")
+    checkpoint.fresh(model, like.state_dict)
 
 
 class _Job:
@@ -98,9 +110,13 @@ class _Job:
         self.settings = settings
         self.engine = Engine(settings, progress if processes.is_main() else Progress())
         self.data = open_data(settings, batch_size=settings.batch_size, seed=settings.seed, device=str(self.engine.device))
-        self.model = resolve.build(settings.arch, self.data.classes, self.data.shape).to(self.engine.device)
+        self.model = resolve.build(settings.arch, self.data.classes, self.data.shape)
+        if settings.like is not None:
+            _take_shape(self.model, settings)
+        self.model.to(self.engine.device)
         check_takes(self.model, self.data, settings.arch)
         self.history = NormHistory(self.model, settings.norm)
+        self.first = checkpoint.at_rest(self.model.state_dict())  # the same again when the run goes on: it follows from the seed
         self.fit: FitState | None = None
         self.new = content is None
         self.arch = content["arch"] if content else settings.arch  # as it was typed; the recipe's path is absolute
@@ -203,17 +219,29 @@ class _Job:
     def _finish(self, run: RunDir, held_out: Score, test: Score, lost: str) -> Trained:
         cost = count(self.model, self.data.shape)
         measured = {"top1": test.top1, "loss": test.loss, "macs": cost.macs, "params": cost.params}
-        checkpoint.save(run.model, self._snapshot(measured))
+        checkpoint.save(run.model, replace(self._snapshot(measured), first=self.first))
         metrics = {
             "schema": 1,
             "arch": self.arch,
             "data": self.data.name,
             "epochs": self.epochs_done,
+            "training_macs": self.epochs_done * self.data.train.samples * 3 * cost.macs,
             "dense": measured | {"file_bytes": None},
+            "layers": [
+                {
+                    "name": layer.name,
+                    "type": layer.type,
+                    "filters": [layer.filters] * 2,
+                    "macs": [layer.macs] * 2,
+                    "params": [layer.params] * 2,
+                }
+                for layer in cost.layers
+            ],
             "held_out": asdict(held_out),
             "environment": environment() | self.engine.group.describe(),
         }
-        run.append("end", **measured, samples=test.samples, held_out=asdict(held_out))
+        training = {"training_macs": metrics["training_macs"]}
+        run.append("end", **measured, samples=test.samples, held_out=asdict(held_out), **training)
         run.write_metrics(metrics)
         run.append("finished", shortfall=lost)
         return Trained(run, metrics, lost)

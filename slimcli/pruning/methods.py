@@ -10,20 +10,35 @@ from slimcli.settings import PruneSettings
 
 @dataclass(frozen=True)
 class Method:
-    """Which filters go (`criterion`) and what pulls the chosen pairs together first (`penalty`)."""
+    """Which filters go (`criterion`), how the chosen pairs are tied (`penalty`) and merged, how the last retraining starts."""
 
     criterion: str
     penalty: str
+    merge: bool
+    final: str
     summary: str
 
 
 METHODS = {
-    "hbfp": Method("history", "tie", "pairs whose norms ran alike over the training history, tied, the weaker one removed"),
-    "hbfp-paper": Method("history", "exp", "the same with the paper's exponential penalty, its slope bounded"),
-    "l1": Method("l1", "none", "the filters with the least l1-norm (a control)"),
-    "random": Method("random", "none", "filters drawn at random (a control)"),
+    "hbfp": Method(
+        "history",
+        "weights",
+        True,
+        "auto",
+        "pairs whose norms ran alike over the training history, tied in their weights and merged",
+    ),
+    "hbfp-paper": Method(
+        "history",
+        "exp",
+        False,
+        "finetune",
+        "the paper's text: norms tied by its exponential penalty (slope bounded), the weaker one removed",
+    ),
+    "l1": Method("l1", "none", False, "finetune", "the filters with the least l1-norm (a control)"),
+    "random": Method("random", "none", False, "finetune", "filters drawn at random (a control)"),
 }
-CRITERIA_NAMES = ("history", "l1", "random")
+CRITERIA_NAMES = ("history", "random-pairs", "l1", "random")
+_PAIRING = ("history", "random-pairs")
 
 
 def resolve(settings: PruneSettings) -> PruneSettings:
@@ -34,10 +49,14 @@ def resolve(settings: PruneSettings) -> PruneSettings:
     criterion = settings.criterion or method.criterion
     if criterion not in CRITERIA_NAMES:
         raise SettingsError(f"there is no criterion {criterion!r}", suggest(criterion, CRITERIA_NAMES))
-    penalty = settings.penalty or (method.penalty if criterion == "history" else "none")
-    if penalty != "none" and criterion != "history":
-        raise SettingsError(
-            f"--penalty {penalty} pulls pairs together, and the criterion {criterion} chooses none",
-            "use --criterion history",
-        )
-    return replace(settings, criterion=criterion, penalty=penalty)
+    pairs = criterion in _PAIRING
+    merge = settings.merge if settings.merge is not None else pairs and method.merge and settings.penalty in (None, "weights")
+    penalty = settings.penalty or (("weights" if merge else method.penalty) if pairs else "none")
+    if penalty == "weights" and settings.penalty is None and not merge:
+        penalty = "tie"  # --no-merge without a word on the penalty: the paper's tie of norms
+    for flag, wanted in ((f"--penalty {penalty}", penalty != "none"), ("--merge", merge)):
+        if wanted and not pairs:
+            raise SettingsError(
+                f"{flag} is for pairs of filters, and the criterion {criterion} chooses none", "use --criterion history"
+            )
+    return replace(settings, criterion=criterion, penalty=penalty, merge=merge, final=settings.final or method.final)

@@ -29,6 +29,12 @@ def history_pairs(view: GroupView, count: int) -> Choice:
     return Choice(view.group.name, pairs=disjoint_pairs(distances, view.group.channels, count))
 
 
+def random_pairs(view: GroupView, count: int) -> Choice:
+    """Pairs drawn at random, of each the filter with the lower norm goes: the control for how pairs are found."""
+    drawn = torch.randperm(view.group.channels, generator=view.generator)[: 2 * count].view(-1, 2)
+    return Choice(view.group.name, pairs=tuple((min(pair), max(pair)) for pair in drawn.tolist()))
+
+
 def smallest_norm(view: GroupView, count: int) -> Choice:
     """The filters with the least norm, summed over the group (arXiv:1608.08710)."""
     return Choice(view.group.name, filters=tuple(sum_norms(view.norms).argsort(stable=True)[:count].tolist()))
@@ -42,6 +48,7 @@ def at_random(view: GroupView, count: int) -> Choice:
 
 CRITERIA: Mapping[str, Callable[[GroupView, int], Choice]] = {
     "history": history_pairs,
+    "random-pairs": random_pairs,
     "l1": smallest_norm,
     "random": at_random,
 }

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from slimcli.errors import ArchError
 from slimcli.networks.cost import evaluating, layers_of
 from slimcli.networks.shortcut import ChannelPad
-from slimcli.records import ChannelGroup, Member
+from slimcli.records import ChannelGroup, Maker, Member, Reader, Wiring
 
 Removal = Mapping[str, Sequence[int]]
 """For each group by name: the units (of the group's present numbering) to remove."""
@@ -83,6 +83,20 @@ class _Graph:
             module = item.dep.target.module
             if self.graph.is_out_channel_pruning_fn(item.dep.handler) and module in self.names:
                 yield module, item.idxs, item.root_idxs
+
+    def inputs(self, group: Any) -> Iterator[tuple[nn.Module, list[int], list[int]]]:
+        """Modules that lose input channels, and no outputs with them: (module, its input channels, the root's unit of each)."""
+        for item in group:
+            module, handler = item.dep.target.module, item.dep.handler
+            through = self.graph.is_out_channel_pruning_fn(handler)  # a norm's channels are inputs and outputs
+            if self.graph.is_in_channel_pruning_fn(handler) and not through and module in self.names:
+                yield module, item.idxs, item.root_idxs
+
+    def norm_of(self, module: nn.Module) -> nn.Module | None:
+        """The batch norm that alone reads the module's output."""
+        readers = [node.module for node in self.graph.module2node[module].outputs]
+        alone = len(readers) == 1 and isinstance(readers[0], nn.modules.batchnorm._BatchNorm)
+        return readers[0] if alone else None
 
     def reaches_output(self, group: Any) -> bool:
         """Whether the network's own output would lose channels."""
@@ -166,6 +180,39 @@ def verify(model: nn.Module, input_shape: Sequence[int], groups: Sequence[Channe
             failed |= {group.name: "wrong together with other groups" for group in remaining}
         remaining = [group for group in remaining if group.name not in failed]
     return tuple(replace(g, prunable=False, reason=failed[g.name]) if g.name in failed else g for g in groups)
+
+
+def wiring_of(model: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]) -> dict[str, Wiring]:
+    """For each of these groups by name: who makes its units, who reads them. The model is left as it is."""
+    graph = _Graph(model, input_shape)
+    found = {}
+    for group in groups:
+        tied = graph.group(group.name, range(group.channels))
+        rows: dict[nn.Module, dict[int, int]] = {}
+        for module, own, units in graph.outputs(tied):
+            if any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))) and not isinstance(
+                module, ChannelPad
+            ):
+                rows.setdefault(module, {}).update(zip(units, own, strict=True))
+        norms = {module: norm for module in rows if (norm := graph.norm_of(module)) in rows and module in graph.layers.values()}
+        makers = tuple(
+            Maker(
+                graph.names[module],
+                tuple(channels[unit] for unit in range(group.channels)),
+                graph.names[norms[module]] if module in norms else "",
+            )
+            for module, channels in rows.items()
+            if module not in norms.values()
+        )
+        read: dict[nn.Module, list[list[int]]] = {}
+        for module, own, units in graph.inputs(tied):
+            inputs = read.setdefault(module, [[] for _ in range(group.channels)])
+            for unit, channel in zip(units, own, strict=True):
+                if channel not in inputs[unit]:
+                    inputs[unit].append(channel)
+        readers = tuple(Reader(graph.names[module], tuple(map(tuple, inputs))) for module, inputs in read.items())
+        found[group.name] = Wiring(makers, readers)
+    return found
 
 
 def remove(model: nn.Module, input_shape: Sequence[int], removal: Removal) -> dict[str, list[int]]:

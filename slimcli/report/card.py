@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ SIGNATURE = "Written by `slim run"
 
 def write(path: Path, wanted: JsonDict, recipe: Path, steps: Sequence[JsonDict]) -> Path:
     """Write the card; `wanted` is the recipe's `[card]`, a step holds `step`, `seconds`, `metrics` and its labels."""
+    seeds = sorted({step["seed"] for step in steps if step.get("seed") is not None})
     environment = steps[0]["metrics"]["environment"]
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
     minutes = sum(step["seconds"] for step in steps) / 60
@@ -21,7 +24,8 @@ def write(path: Path, wanted: JsonDict, recipe: Path, steps: Sequence[JsonDict])
         "",
         *([wanted["about"].strip(), ""] if "about" in wanted else []),
         f"{SIGNATURE} {recipe.name}`, {minutes:.1f} minutes in all. "
-        "Test error of the last epoch; every choice was made on held-out training images.",
+        "Test error of the last epoch; every choice was made on held-out training images."
+        + (f" Means and standard deviations over the seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else ""),
         "",
         *_table(steps),
         "",
@@ -42,50 +46,73 @@ def _latency_terms(steps: Sequence[JsonDict]) -> list[str]:
 
 
 def _table(steps: Sequence[JsonDict]) -> list[str]:
-    references = any("reference" in step for step in steps)
-    head = [
-        "network",
-        "filters",
-        "test error %",
-        *(["reference"] if references else []),
-        "MACs (Eq. 1-3)",
-        "conv layers alone",
-        "parameters",
-        "epochs",
-        "minutes",
-        "p50 ms (dense)",
-    ]
-    rows: list[list[str]] = []
+    """One row for each step that is shown; over several seeds means and standard deviations."""
+    rows: dict[str, list[JsonDict]] = {}
     for step in steps:
-        metrics = step["metrics"]
-        side = metrics["slim"] if "slim" in metrics else metrics["dense"]
-        first = steps[0]["metrics"]["dense"]
-        latency = side.get("latency_ms")
-        rows.append(
-            [
-                str(step.get("name", step["step"])),
-                _filters(metrics),
-                f"{100 - side['top1']:.2f}",
-                *([str(step.get("reference", ""))] if references else []),
-                f"{side['macs']:,} ({100 * (side['macs'] / first['macs'] - 1):+.2f} %)",
-                _conv_macs(metrics),
-                f"{side['params']:,}",
-                str(metrics["epochs"]),
-                f"{step['seconds'] / 60:.1f}",
-                f"{latency['p50']:.3f} ({metrics['dense']['latency_ms']['p50']:.3f})" if latency else "",
-            ]
-        )
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+        if not step.get("hidden"):
+            rows.setdefault(str(step.get("label", step["step"])), []).append(step)
+    columns: dict[str, list[str]] = {"network": list(rows)}
+    columns["filters"] = [_filters(repeats[0], steps) for repeats in rows.values()]
+    columns["test error %"] = [_spread([100 - _side(step)["top1"] for step in repeats], 2) for repeats in rows.values()]
+    columns["reference"] = [str(repeats[0].get("reference", "")) for repeats in rows.values()]
+    columns["last retraining from"] = [_starts(repeats) for repeats in rows.values()]
+    columns["MACs (Eq. 1-3)"] = [_macs(repeats[0], steps) for repeats in rows.values()]
+    columns["conv layers alone"] = [_conv_macs(repeats[0], steps) for repeats in rows.values()]
+    columns["parameters"] = [f"{_side(repeats[0])['params']:,}" for repeats in rows.values()]
+    columns["epochs in all"] = [
+        _spread([step.get("total_epochs", step["metrics"]["epochs"]) for step in repeats], 0) for repeats in rows.values()
+    ]
+    columns["minutes"] = [_spread([step["seconds"] / 60 for step in repeats], 1, False) for repeats in rows.values()]
+    columns["p50 ms (dense)"] = [_latency(repeats[0]["metrics"]) for repeats in rows.values()]
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    lines = [list(shown), ["---"] * len(shown), *map(list, zip(*shown.values(), strict=True))]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def _conv_macs(metrics: JsonDict) -> str:
-    """The slim network's MACs in conv layers: the count that LeNet-5's published figures come closest to (times two)."""
-    layers = [layer for layer in metrics.get("layers", []) if layer["type"].startswith("Conv")]
-    return f"{sum(layer['macs'][1] for layer in layers):,}" if layers else ""
+def _spread(values: Sequence[float], digits: int, deviation: bool = True) -> str:
+    mean = f"{statistics.mean(values):,.{digits}f}"
+    return (
+        mean if len(values) < 2 or not deviation or len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    )
 
 
-def _filters(metrics: JsonDict) -> str:
-    """The widths of the layers that lost filters; of a dense network nothing."""
+def _side(step: JsonDict) -> JsonDict:
+    side: JsonDict = step["metrics"].get("slim", step["metrics"]["dense"])
+    return side
+
+
+def _starts(repeats: Sequence[JsonDict]) -> str:
+    chosen = Counter(step["metrics"].get("final", {}).get("chosen") for step in repeats)
+    chosen.pop(None, None)
+    return ", ".join(start if len(chosen) == 1 else f"{start} ({count})" for start, count in chosen.items())
+
+
+def _macs(step: JsonDict, steps: Sequence[JsonDict]) -> str:
+    macs, first = _side(step)["macs"], steps[0]["metrics"]["dense"]["macs"]
+    return f"{macs:,} ({100 * (macs / first - 1):+.2f} %)"
+
+
+def _latency(metrics: JsonDict) -> str:
+    latency = metrics.get("slim", {}).get("latency_ms")
+    return f"{latency['p50']:.3f} ({metrics['dense']['latency_ms']['p50']:.3f})" if latency else ""
+
+
+def _conv_macs(step: JsonDict, steps: Sequence[JsonDict]) -> str:
+    """MACs in conv layers: the count that LeNet-5's published figures come closest to (times two)."""
+    present, first = (sum(_layer_macs(each["metrics"])) for each in (step, steps[0]))
+    if not present:
+        return ""
+    return f"{present:,}" + (f" ({100 * (present / first - 1):+.2f} %)" if first else "")
+
+
+def _layer_macs(metrics: JsonDict) -> list[int]:
+    return [layer["macs"][1] for layer in metrics.get("layers", []) if layer["type"].startswith("Conv")]
+
+
+def _filters(step: JsonDict, steps: Sequence[JsonDict]) -> str:
+    """The widths of the layers that are narrower than in the recipe's first network."""
+    first = {layer["name"]: layer["filters"][0] for layer in steps[0]["metrics"].get("layers", [])}
+    layers = step["metrics"].get("layers", [])
     return ", ".join(
-        str(layer["filters"][1]) for layer in metrics.get("layers", []) if layer["filters"][0] != layer["filters"][1]
+        str(layer["filters"][1]) for layer in layers if layer["filters"][1] != first.get(layer["name"], layer["filters"][0])
     )

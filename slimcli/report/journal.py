@@ -87,9 +87,12 @@ def _pruned(start: JsonDict, events: Sequence[JsonDict]) -> JsonDict:
         "removed": {key: 1 - after[key] / before[key] for key in ("macs", "params")},
         "held_out": end["held_out"] if end else _held_out(start, iterations),
         "epochs": end["epochs"] if end else len(of_kind(events, "epoch")),
+        "training_macs": (end or {}).get("training_macs"),
         "reason": end["reason"] if end else where(events),
         "budget_met": bool(end and end["budget_met"]),
         "iterations": iterations,
+        "final": (end or {}).get("final") or _trials(events),
+        "dead_filters": (end or {}).get("dead_filters", {}),
         "layers": _layers(before["layers"], after.get("layers", [])),
         "frozen": start.get("frozen", []),
         "notes": [*start.get("notes", []), *deployed.get("notes", [])],
@@ -105,11 +108,19 @@ def _trained(start: JsonDict, events: Sequence[JsonDict]) -> JsonDict:
         "arch": start["arch"],
         "data": start["data"],
         "epochs": len(of_kind(events, "epoch")) if end else start["epochs"],
+        "training_macs": end.get("training_macs"),
         "dense": _side(start["dense"] | end, None),
         **{key: end[key] for key in ("held_out",) if key in end},
+        "layers": _layers(start["dense"].get("layers", []), start["dense"].get("layers", [])),
         **({} if end else {"reason": where(events)}),
         "environment": start.get("environment", {}),
     }
+
+
+def _trials(events: Sequence[JsonDict]) -> JsonDict:
+    """The last retrainings so far."""
+    trials = [fields(event) for event in of_kind(events, "trial")]
+    return {"distilled": None, "chosen": None, "trials": trials}
 
 
 def where(events: Sequence[JsonDict]) -> str:

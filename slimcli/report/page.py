@@ -135,9 +135,36 @@ def _ending(result: Result) -> list[str]:
     elif "max_drop" in settings:
         allowed = f"{settings['max_drop']:g} points"
         sentences.append(f"No budget was set: the run was to go on until held-out top-1 fell by more than {allowed}.")
+    sentences += _last_retraining(metrics)
     if "epochs" in metrics:
         used = metrics["epochs"] if result.finished or result.pruned else len(result.of_kind("epoch"))
         sentences.append(f"It used {formats.plural(used, 'epoch')} of training.")
+    return sentences
+
+
+_STARTS = {
+    "finetune": "where pruning had left the weights",
+    "rewind": "the survivors' first weights",
+    "fresh": "new random weights: what pruning found here is the shape, not the weights",
+}
+
+
+def _last_retraining(metrics: JsonDict) -> list[str]:
+    """Where the last retraining started, what else was tried, and what is dead in the network that came of it."""
+    final = metrics.get("final") or {}
+    sentences = []
+    if final.get("chosen"):
+        taught = ", taught by the dense network," if final["distilled"] else ""
+        sentences.append(f"The last retraining{taught} started from {_STARTS[final['chosen']]}.")
+    if len(final.get("trials", [])) > 1:
+        tried = [
+            f"{trial['start']}{' continued' * trial['continued']} {trial['top1']:.2f} % ({formats.plural(trial['epochs'], 'epoch')})"
+            for trial in final["trials"]
+        ]
+        sentences.append(f"Tried, by held-out top-1: {', '.join(tried)}.")
+    if dead := metrics.get("dead_filters"):
+        layers = ", ".join(f"{count} in {group}" for group, count in dead.items())
+        sentences.append(f"No held-out image activates {formats.plural(sum(dead.values()), 'filter')} of it ({layers}).")
     return sentences
 
 

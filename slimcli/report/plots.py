@@ -30,7 +30,7 @@ def plots(result: Result) -> list[Plot]:
 
 def layers(result: Result) -> Plot | None:
     """MACs and filters of each layer before and after, as in Fig. 3 of the HBFP paper."""
-    records: list[JsonDict] = result.metrics.get("layers", [])
+    records: list[JsonDict] = result.metrics.get("layers", []) if "slim" in result.metrics else []
     if not records:
         return None
     most = max(records, key=lambda layer: layer["macs"][0] - layer["macs"][1])

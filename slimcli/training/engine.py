@@ -21,8 +21,8 @@ from slimcli.progress import Phase, Progress
 from slimcli.records import Loader, Score
 from slimcli.settings import FitSettings
 from slimcli.training.group import Group
+from slimcli.training.losses import PLAIN, Objective
 
-Penalty = Callable[[nn.Module], Tensor]
 READ_EVERY = 20  # steps between two looks at the loss: each look makes the host wait for the device
 
 
@@ -68,17 +68,18 @@ class Engine:
         train: Loader,
         epochs: int,
         phase: str,
-        penalty: Penalty | None = None,
+        objective: Objective = PLAIN,
         after_epoch: Callable[[Epoch, FitState], None] | None = None,
         schedule: str | None = None,
         done: FitState | None = None,
+        lr: float | None = None,
     ) -> None:
         """Train for `epochs` epochs under a learning-rate schedule of that length, with a new optimizer; or go on from `done`.
 
-        Everything random in an epoch follows from the seed and the number of epochs done, so that a phase that goes on
-        ends as one that was not interrupted. Raises `DivergedError` at the first look at a loss that is not finite, or at
-        weights that are not at an epoch's end (before `after_epoch` could take them for good), and `MemoryShortError`.
-        The model ends in eval mode.
+        `objective` says what is trained towards beside cross-entropy. Everything random in an epoch follows from the seed
+        and the number of epochs done, so that a phase that goes on ends as one that was not interrupted. Raises
+        `DivergedError` at the first look at a loss that is not finite, or at weights that are not at an epoch's end (before
+        `after_epoch` could take them for good), and `MemoryShortError`. The model ends in eval mode.
         """
         first = done.epochs if done is not None else 0
         if first >= epochs:
@@ -97,13 +98,18 @@ class Engine:
                 def step(images: Tensor, labels: Tensor, number: int, index: int = index) -> Tensor:
                     progress = (index + number / len(part)) / epochs
                     for group in optimizer.param_groups:
-                        group["lr"] = self.lr_scale * self.settings.lr * lr_factor(schedule or self.settings.schedule, progress)
+                        group["lr"] = (
+                            self.lr_scale * (lr or self.settings.lr) * lr_factor(schedule or self.settings.schedule, progress)
+                        )
                     with self.group.autocast():
                         logits = forward(images)
                     logits = logits.float()
                     loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
-                    if penalty is not None:
-                        loss = loss + penalty(model)
+                    if objective.teacher is not None:
+                        with self.group.autocast():
+                            loss = objective.teacher.blend(loss, logits, images)
+                    if objective.penalty is not None:
+                        loss = loss + objective.penalty(model)
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()  # type: ignore[no-untyped-call]
                     self._average_gradients(model, len(labels))
@@ -111,6 +117,8 @@ class Engine:
                         # Right after a removal a few steps have gradients that would throw the survivors away.
                         nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
                     optimizer.step()
+                    if objective.constraint is not None:
+                        objective.constraint(model, index * len(part) + number + 1, epochs * len(part))
                     correct = (logits.detach().argmax(1) == labels).sum()
                     return torch.stack([loss.detach().double() * len(labels), correct.double()])
 

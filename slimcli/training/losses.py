@@ -1,7 +1,8 @@
-"""HBFP's tie penalty: what pulls the norms of a pair together before one of the two is removed (Eq. 7-8)."""
+"""What a network is trained towards beside its labels: HBFP's tie of norms (Eq. 7-8), and a teacher's outputs."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,46 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Norms = Callable[[Tensor], Tensor]
+Penalty = Callable[[nn.Module], Tensor]
+Constraint = Callable[[nn.Module, int, int], None]
+"""Called as `constraint(model, done, steps)` after every optimizer step: how many are done, of how many in this phase."""
+
+
+class Teacher:
+    """A trained network whose softened outputs are taught beside the labels (arXiv:1503.02531).
+
+    The loss becomes `(1 - weight) * loss + weight * T^2 * KL(teacher || student)`, both at temperature T. The teacher sees
+    the very images that the student sees (arXiv:2106.05237), and is not trained.
+    """
+
+    def __init__(self, model: nn.Module, weight: float, temperature: float, macs: int = 0) -> None:
+        self._model = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self._weight, self._temperature = weight, temperature
+        self.macs = macs
+
+    def blend(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
+        """The loss with the teacher's share in it; `logits` (B, classes) are the student's for these images, in float32."""
+        with torch.no_grad():
+            taught = self._model(images).float()
+        soft = [torch.log_softmax(each.float() / self._temperature, 1) for each in (logits, taught)]
+        distance = F.kl_div(soft[0], soft[1], log_target=True, reduction="batchmean")
+        return (1 - self._weight) * loss + self._weight * self._temperature**2 * distance
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a phase trains towards beside cross-entropy: a term of the loss, a teacher, a constraint on the weights."""
+
+    penalty: Penalty | None = None
+    teacher: Teacher | None = None
+    constraint: Constraint | None = None
+
+
+PLAIN = Objective()
+"""Cross-entropy alone."""
 
 
 @dataclass(frozen=True)

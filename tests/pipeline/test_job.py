@@ -111,6 +111,7 @@ def test_the_journal_has_every_epoch_and_surgery(run: RunDir) -> None:
     assert [event["event"] for event in events if event["event"] != "epoch"] == [
         "start",
         *["surgery", "iteration"] * 2,
+        "trial",
         "end",
         "deployed",
         "finished",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -23,10 +24,33 @@ def test_every_method_stands_for_known_parts(name: str) -> None:
     assert resolve(settings) == settings
 
 
-def test_hbfp_is_what_the_paper_says() -> None:
-    assert (resolve(PruneSettings()).criterion, resolve(PruneSettings()).penalty) == ("history", "tie")
-    paper = resolve(PruneSettings(method="hbfp-paper"))
-    assert (paper.criterion, paper.penalty) == ("history", "exp")
+def test_hbfp_paper_is_what_the_paper_says_and_hbfp_what_was_measured() -> None:
+    paper, measured = resolve(PruneSettings(method="hbfp-paper")), resolve(PruneSettings())
+    assert (paper.criterion, paper.penalty, paper.merge, paper.final) == ("history", "exp", False, "finetune")
+    assert (measured.criterion, measured.penalty, measured.merge, measured.final) == ("history", "weights", True, "auto")
+
+
+@pytest.mark.parametrize(
+    ("given", "penalty", "merge"),
+    [
+        ({"merge": False}, "tie", False),
+        ({"penalty": "tie"}, "tie", False),
+        ({"penalty": "weights"}, "weights", True),
+        ({"penalty": "none", "merge": True}, "none", True),
+        ({"criterion": "random-pairs"}, "weights", True),
+        ({"method": "hbfp-paper", "merge": True}, "weights", True),
+        ({"method": "l1", "criterion": "history", "merge": True}, "weights", True),
+    ],
+)
+def test_merging_brings_its_tie_unless_another_is_named(given: dict[str, Any], penalty: str, merge: bool) -> None:
+    settings = resolve(PruneSettings(**given))
+    assert (settings.penalty, settings.merge) == (penalty, merge)
+
+
+@pytest.mark.parametrize("method", ["l1", "random"])
+def test_merging_without_pairs_is_a_contradiction(method: str) -> None:
+    with pytest.raises(SettingsError, match="--merge"):
+        resolve(PruneSettings(method=method, merge=True))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +92,7 @@ def test_an_unknown_name_suggests_the_nearest(given: dict[str, str], nearest: st
 def test_the_penalties_that_may_be_named_are_the_penalties_there_are() -> None:
     from slimcli.training import losses
 
-    assert {*losses.PENALTIES, "none"} == set(PENALTIES)
+    assert {*losses.PENALTIES, "weights", "none"} == set(PENALTIES)
 
 
 def test_listing_the_methods_loads_no_torch() -> None:
@@ -78,4 +102,4 @@ def test_listing_the_methods_loads_no_torch() -> None:
 
 def test_the_names_that_are_listed_are_those_that_exist() -> None:
     assert set(CRITERIA_NAMES) == set(CRITERIA)
-    assert set(PENALTIES) == {*losses.PENALTIES, "none"}
+    assert set(PENALTIES) == {*losses.PENALTIES, "weights", "none"}

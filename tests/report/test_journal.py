@@ -58,6 +58,12 @@ DEPLOYED = {
 PARITY, SPEEDUP = {"max_error": 5e-6, "samples": 64}, {"ratio": 2.0, "low": 1.9, "high": 2.1}
 REASON = "iteration 2 lost more than the allowed 1 points"
 
+FINAL = {
+    "distilled": False,
+    "chosen": "fresh",
+    "trials": [{"start": "fresh", "epochs": 1, "top1": 98.5, "loss": 0.05, "continued": False, "chosen": True}],
+}
+
 EVENTS: list[JsonDict] = [
     {
         "event": "start",
@@ -85,8 +91,12 @@ EVENTS: list[JsonDict] = [
     epoch("retrain 2", 1, 2, 0.2),
     {"event": "iteration", **STEPS[1]},
     epoch("final", 0, 1, 0.1),
+    {"event": "trial", **FINAL["trials"][0]},
     {
         "event": "end",
+        "training_macs": 9000,
+        "final": FINAL,
+        "dead_filters": {"conv": 1},
         "reason": REASON,
         "top1": 98.9,
         "loss": 0.04,
@@ -113,6 +123,9 @@ METRICS: JsonDict = {
     "reason": REASON,
     "budget_met": True,
     "iterations": STEPS,
+    "training_macs": 9000,
+    "final": FINAL,
+    "dead_filters": {"conv": 1},
     "layers": [
         {"name": "conv", "type": "Conv2d", "filters": [20, 18], "macs": [900, 700], "params": [50, 40]},
         {"name": "fc", "type": "Linear", "filters": [10, 10], "macs": [100, 100], "params": [50, 50]},

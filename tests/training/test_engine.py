@@ -26,6 +26,7 @@ from slimcli.progress import Progress
 from slimcli.settings import SCHEDULES, FitSettings
 from slimcli.training.engine import Engine, Epoch, FitState, lr_factor
 from slimcli.training.group import pick_device
+from slimcli.training.losses import Objective
 from tests import tiny
 
 
@@ -226,7 +227,7 @@ def test_the_penalty_is_trained_on() -> None:
     plain = copy.deepcopy(model)
     epochs: list[Epoch] = []
     engine().fit(plain, Bright(), 2, "train", after_epoch=lambda epoch, _: epochs.append(epoch))
-    engine().fit(model, Bright(), 2, "train", penalty, after_epoch=lambda epoch, _: epochs.append(epoch))
+    engine().fit(model, Bright(), 2, "train", Objective(penalty), after_epoch=lambda epoch, _: epochs.append(epoch))
     assert calls == 2 * len(Bright())
     assert model.conv1.weight.norm() < 0.8 * plain.conv1.weight.norm()
     assert epochs[2].loss > epochs[0].loss  # the loss that is told holds the penalty
@@ -264,7 +265,7 @@ def test_weight_decay_pulls_weights_and_nothing_else() -> None:
 def test_a_loss_that_is_lost_is_told_at_once(value: float) -> None:
     model, trainer = tiny.Chain(), engine(lr=0.3)
     with pytest.raises(DivergedError, match="epoch 1 of 50") as caught:
-        trainer.fit(model, Bright(), 50, "train", lambda network: next(network.parameters()).sum() * value)
+        trainer.fit(model, Bright(), 50, "train", Objective(lambda network: next(network.parameters()).sum() * value))
     assert "--lr 0.1" in caught.value.hint
     assert not model.training
     assert trainer.epochs_done == 0

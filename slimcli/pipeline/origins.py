@@ -1,0 +1,104 @@
+"""Where the last retraining of a found shape may start: where pruning left it, at its first weights, or anew."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from slimcli.networks import checkpoint, resolve
+from slimcli.pipeline.state import Network
+from slimcli.pruning import surgery
+from slimcli.pruning.history import NormHistory
+from slimcli.records import ChannelGroup
+from slimcli.settings import PruneSettings
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a network's past: its weights before training, and what builds it with new random weights."""
+
+    first: Mapping[str, Tensor] | None = None
+    build: Callable[[], nn.Module] | None = None
+
+
+UNKNOWN = Known()
+
+
+@dataclass(frozen=True)
+class Origins:
+    """What the starts of a found shape are made from: the network that pruning began with, its channel groups, its past.
+
+    Where its first weights are unknown, those that it was given with take their place.
+    """
+
+    dense: nn.Module
+    groups: tuple[ChannelGroup, ...]
+    input_shape: Sequence[int]
+    known: Known
+
+    def start(self, name: str, found: Network, settings: PruneSettings) -> Network:
+        """The network `found`, ready for its last retraining: `finetune` as it is, `rewind` with its survivors' first
+        weights, `fresh` in its shape only. Its history begins anew with its weights.
+        """
+        network = copy.deepcopy(found)
+        if name == "finetune":
+            return network
+        network.model = self.rewound(found.removed) if name == "rewind" else self._fresh(found.model, settings.seed)
+        network.history = NormHistory(norm=settings.norm)
+        network.history.record(network.model)
+        return network
+
+    def rewound(self, removed: Mapping[str, Sequence[int]]) -> nn.Module:
+        """The dense network at its first weights, without the removed filters."""
+        model = copy.deepcopy(self.dense)
+        if self.known.first is not None:
+            model.load_state_dict(dict(self.known.first))
+        surgery.remove(model, self.input_shape, _units(self.groups, removed))
+        return model.eval()
+
+    def _fresh(self, slim: nn.Module, seed: int) -> nn.Module:
+        assert self.known.build is not None
+        torch.manual_seed(seed)
+        model = self.known.build()
+        checkpoint.fresh(model, slim.state_dict())
+        trainable = {name: parameter.requires_grad for name, parameter in slim.named_parameters()}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+        return model.to(next(slim.parameters()).device).eval()
+
+
+def builder(arch: str, classes: int, input_shape: resolve.Shape) -> Callable[[], nn.Module]:
+    """What builds the network of that name with new random weights."""
+    return lambda: resolve.build(arch, classes, input_shape)
+
+
+def starts_of(settings: PruneSettings, origins: Origins) -> list[tuple[str, int]]:
+    """The starts that are tried, in this order, and their epochs. `best` goes on from the one that did best.
+
+    `auto` gives every start a sixth of the epochs and the rest to the best of them; with fewer than six it only fine-tunes.
+    """
+    epochs, wanted = settings.final_epochs, settings.final or "finetune"
+    if not epochs:
+        return []
+    if wanted != "auto":
+        return [(wanted, epochs)]
+    each = epochs // 6
+    names = ["finetune", "rewind", "fresh"] if origins.known.build is not None else ["finetune", "rewind"]
+    if not each:
+        return [("finetune", epochs)]
+    return [*((name, each) for name in names), ("best", epochs - each * len(names))]
+
+
+def _units(groups: Sequence[ChannelGroup], removed: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """The removed filters of each layer as units of its group."""
+    found = {}
+    for group in groups:
+        member = next((each for each in group.members if each.layer in removed), None)
+        if member is not None and group.prunable:
+            gone = set(removed[member.layer])
+            found[group.name] = tuple(unit for unit, channel in enumerate(member.channels) if channel in gone)
+    return found

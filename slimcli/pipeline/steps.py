@@ -1,0 +1,227 @@
+"""A recipe as it is written, and the steps that it means.
+
+A recipe has tables `[train]` and `[prune]`, several of a kind as `[[train]]` and `[[prune]]`, whose keys are the flags of the
+commands. First comes the first `[train]`, then every `[prune]`, then the other `[train]`s. A `[prune]` starts from the network
+that the step before it left, or from the step that it names with `from`; the first one of a recipe without `[train]` names its
+`model`. `teacher` and `like` may name a step too. A `[train]` with `match = "epochs"` is given as many epochs as led to the
+step that it is `like` (those of the steps before that included), with `match = "compute"` as many as cost as much, at most
+`at_most`: what a pruned network must be compared with.
+
+`seeds = [0, 1, 2]` above the tables repeats every step with each seed. Steps may carry a `name` and a `reference` for the card
+that `[card]` asks for (`file` beside the recipe, `title`, `about`), and `hidden = true` to stay out of it. Text may use
+environment variables, as in `${SLIM_DATA}`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from slimcli.data.sources import absolute
+from slimcli.errors import SettingsError, suggest
+from slimcli.pruning import methods
+from slimcli.records import JsonDict
+from slimcli.report import card
+from slimcli.settings import PruneSettings, TrainSettings
+
+_TABLES = ("seeds", "train", "prune", "card")
+_LABELS = ("name", "reference", "hidden", "from", "match", "at_most")
+_MATCHES = ("epochs", "compute")
+_REFERENCES = ("like", "teacher")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a recipe. `folder` is its run folder's name, `label` what the card calls it.
+
+    `start`, `like` and `teacher` are the folders of the steps whose networks it takes; empty where it takes none.
+    """
+
+    folder: str
+    settings: TrainSettings | PruneSettings
+    labels: JsonDict = field(default_factory=dict)
+    start: str = ""
+    like: str = ""
+    teacher: str = ""
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The same for every seed."""
+        own = self.folder if self.seed is None else self.folder.removeprefix(f"seed-{self.seed}-")
+        return str(self.labels.get("name", own))
+
+    def with_seed(self, seed: int) -> Step:
+        """The same step of the repetition with that seed."""
+
+        def named(folder: str) -> str:
+            return f"seed-{seed}-{folder}" if folder else ""
+
+        return replace(
+            self,
+            folder=named(self.folder),
+            start=named(self.start),
+            like=named(self.like),
+            teacher=named(self.teacher),
+            settings=replace(self.settings, seed=seed),
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's steps, each once (`plain`), and the seeds that they are repeated with."""
+
+    path: Path
+    plain: tuple[Step, ...]
+    card: JsonDict | None
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Every step with every seed, one seed after the other."""
+        return self.plain if not self.seeds else tuple(step.with_seed(seed) for seed in self.seeds for step in self.plain)
+
+    @property
+    def several(self) -> bool:
+        """Whether the steps have folders of their own."""
+        return len(self.steps) > 1 or self.card is not None
+
+    def check_devices(self) -> None:
+        """Raise `SettingsError` unless every step wants as many processes: they are started once."""
+        if len({step.settings.devices for step in self.plain}) > 1:
+            raise SettingsError(f"{self.path}: the steps differ in their devices", "give all of them the same number")
+
+    def folder_of(self, step: Step, folder: Path) -> Path:
+        """Where the step's run goes."""
+        return folder / step.folder if self.several else folder
+
+    def changed(self, changes: Mapping[str, Any]) -> Recipe:
+        """The same steps, computed otherwise."""
+        return replace(self, plain=tuple(replace(step, settings=replace(step.settings, **changes)) for step in self.plain))
+
+    def to_toml(self) -> JsonDict:
+        """The recipe as it can be repeated and gone on with from elsewhere: every path is absolute."""
+        tables: JsonDict = {"seeds": list(self.seeds)} if self.seeds else {}
+        for kind in ("train", "prune"):
+            tables[kind] = [_table(step) for step in self.plain if step.settings.table() == kind]
+        if self.card is not None:
+            tables["card"] = self.card | {"recipe": str(self.path.resolve())}
+        return tables
+
+
+def _table(step: Step) -> JsonDict:
+    table = step.settings.to_recipe()
+    specs = {key: absolute(table[key]) for key in ("arch", "data", "val_data") if key in table}
+    paths: JsonDict = {key: str(Path(table[key]).resolve()) for key in ("model", "data_root", *_REFERENCES) if table.get(key)}
+    if "history" in table:
+        paths["history"] = [str(Path(name).resolve()) for name in table["history"]]
+    steps = {key: name for key, name in (("from", step.start), ("like", step.like), ("teacher", step.teacher)) if name}
+    return {key: value for key, value in (step.labels | table | specs | paths | steps).items() if (key, value) != ("model", "")}
+
+
+def read(path: Path, seeds: Sequence[int] | None = None) -> Recipe:
+    """The recipe in a file, with other `seeds` than its own where some are given. Raises `SettingsError`."""
+    if not path.is_file():
+        raise SettingsError(f"there is no recipe {path}", "check the path")
+    try:
+        content = _expand(tomllib.loads(path.read_text()), path)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is no TOML file: {error}", "mend that line") from error
+    for table in content:
+        if table not in _TABLES:
+            raise SettingsError(f"{path} has an unknown table [{table}]", suggest(table, _TABLES))
+    trains, prunes = (_tables(content, kind, path) for kind in ("train", "prune"))
+    if not isinstance(content.get("card", {}), dict):
+        raise SettingsError(f"{path}: {content['card']!r} stands where a table is wanted", "write [card]")
+    folders = ["train", *(f"train-{number}" for number in range(2, len(trains) + 1))]
+    first, others = list(zip(folders, trains, strict=False))[:1], list(zip(folders, trains, strict=False))[1:]
+    tables = [*first, *((f"prune-{number}", table) for number, table in enumerate(prunes, start=1)), *others]
+    if not tables:
+        raise SettingsError(f"{path} has nothing to do", "it needs a table [train] or [[prune]]")
+    steps: list[Step] = []
+    for folder, table in tables:
+        steps.append(_step(folder, table, steps, path))
+    wanted = content.get("card")
+    if wanted is not None:
+        _check_card(Path(wanted.get("recipe", path)), str(wanted.get("file", "")))
+    return Recipe(path, tuple(steps), wanted, tuple(seeds) if seeds is not None else _seeds(content, path))
+
+
+def _tables(content: JsonDict, kind: str, path: Path) -> list[JsonDict]:
+    tables = content.get(kind, [])
+    tables = tables if isinstance(tables, list) else [tables]
+    for table in tables:
+        if not isinstance(table, dict):
+            raise SettingsError(f"{path}: {table!r} stands where a table is wanted", f"write [[{kind}]]")
+    return tables
+
+
+def _seeds(content: JsonDict, path: Path) -> tuple[int, ...]:
+    seeds = content.get("seeds", [])
+    numbers = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
+    if not numbers or len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
+        raise SettingsError(f"{path}: seeds = {seeds!r} is no list of different numbers from 0", "write seeds = [0, 1, 2]")
+    return tuple(seeds)
+
+
+def _step(folder: str, table: JsonDict, before: Sequence[Step], path: Path) -> Step:
+    """The step of one table. `before` are the steps that it may name."""
+    table = dict(table)
+    labels = {key: table.pop(key) for key in _LABELS if key in table}
+    taken = {name: key for step in before for name, key in ((step.folder, step.folder), (step.label, step.folder))}
+    named = {key: taken[table.pop(key)] for key in _REFERENCES if table.get(key) in taken}
+    for key in ("model", *_REFERENCES):
+        if table.get(key):
+            table[key] = str((path.parent / table[key]).resolve())
+    if folder.startswith("train"):
+        return _training(folder, table, labels, named, path)
+    start = labels.pop("from", "")
+    if start and start not in taken:
+        raise SettingsError(f"{path}: from = {start!r} names no step before it", suggest(start, list(taken)))
+    start = taken[start] if start else before[-1].folder if before and not table.get("model") else ""
+    if not start and not table.get("model"):
+        raise SettingsError(f"{path}: the first [[prune]] has nothing to start from", "name its model, or add [train]")
+    settings = PruneSettings.from_recipe(table | ({"teacher": named["teacher"]} if "teacher" in named else {}))
+    methods.resolve(settings)
+    return Step(
+        folder, replace(settings, teacher=None) if named else settings, labels, start=start, teacher=named.get("teacher", "")
+    )
+
+
+def _training(folder: str, table: JsonDict, labels: JsonDict, named: JsonDict, path: Path) -> Step:
+    settings = TrainSettings.from_recipe(table)
+    match = labels.get("match")
+    if match is not None and match not in _MATCHES:
+        raise SettingsError(f"{path}: match = {match!r} is not known", suggest(str(match), _MATCHES))
+    if match is not None and "like" not in named:
+        raise SettingsError(f"{path}: match = {match!r} needs a step to be matched", 'name one: like = "..."')
+    return Step(folder, settings, labels, like=named.get("like", ""))
+
+
+def _check_card(recipe: Path, name: str) -> None:
+    """Raise `SettingsError` unless the card is a Markdown file beside the recipe that does not exist or is an older card."""
+    if Path(name).name != name or not name.endswith(".md"):
+        raise SettingsError(f"{recipe}: [card] has the file {name!r}", 'name a Markdown file beside the recipe: file = "name.md"')
+    existing = recipe.parent / name
+    if existing.exists() and card.SIGNATURE not in existing.read_text(errors="replace"):
+        raise SettingsError(f"{existing} exists and is no result card", "name another file in [card]")
+
+
+def _expand(value: Any, path: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(entry, path) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_expand(entry, path) for entry in value]
+    if not isinstance(value, str):
+        return value
+    for name in re.findall(r"\$\{(\w+)\}", value):
+        if name not in os.environ:
+            raise SettingsError(f"{path} uses ${{{name}}}, which is not set", f"set it: export {name}=...")
+        value = value.replace(f"${{{name}}}", os.environ[name])
+    return value
