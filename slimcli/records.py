@@ -87,10 +87,14 @@ class Reader:
 
 @dataclass(frozen=True)
 class Wiring:
-    """How the units of a channel group come about, and who reads them."""
+    """How the units of a channel group come about, and who reads them.
+
+    `kinds`: units of the same kind get the same from shortcuts that have no parameters, so that a tie can make them equal.
+    """
 
     makers: tuple[Maker, ...]
     readers: tuple[Reader, ...]
+    kinds: tuple[int, ...] = ()
 
 
 Pair = tuple[int, int]

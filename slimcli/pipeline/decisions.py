@@ -20,9 +20,16 @@ from slimcli.settings import PruneSettings
 from slimcli.training.losses import PENALTIES, Objective, Penalty, TiedPair
 
 
-def choose(network: Network, counts: dict[str, int], settings: PruneSettings, generator: torch.Generator) -> list[Choice]:
+def choose(
+    network: Network,
+    counts: dict[str, int],
+    settings: PruneSettings,
+    generator: torch.Generator,
+    input_shape: Sequence[int],
+) -> list[Choice]:
     """The criterion's decision for every group that is to lose channels."""
     criterion = CRITERIA[settings.criterion or ""]
+    wirings = surgery.wiring_of(network.model, input_shape, network.prunable) if settings.merge else {}
     return [
         criterion(
             GroupView(
@@ -31,6 +38,7 @@ def choose(network: Network, counts: dict[str, int], settings: PruneSettings, ge
                 member_norms(network.model, group, settings.norm),
                 settings.distance,
                 generator,
+                wirings[group.name].kinds if group.name in wirings else (),
             ),
             counts[group.name],
         )

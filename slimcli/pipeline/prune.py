@@ -181,7 +181,7 @@ class Loop:
         state.network = copy.deepcopy(state.kept)
         generator = torch.Generator()
         generator.set_state(state.draws)
-        choices = choose(state.network, counts, self.settings, generator)
+        choices = choose(state.network, counts, self.settings, generator, self.data.shape)
         state.choices, state.draws = self.engine.group.broadcast((choices, generator.get_state()))
         return "tie"
 

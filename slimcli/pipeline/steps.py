@@ -7,9 +7,9 @@ that the step before it left, or from the step that it names with `from`; the fi
 step that it is `like` (those of the steps before that included), with `match = "compute"` as many as cost as much, at most
 `at_most`: what a pruned network must be compared with.
 
-`seeds = [0, 1, 2]` above the tables repeats every step with each seed. Steps may carry a `name` and a `reference` for the card
-that `[card]` asks for (`file` beside the recipe, `title`, `about`), and `hidden = true` to stay out of it. Text may use
-environment variables, as in `${SLIM_DATA}`.
+`seeds = [0, 1, 2]` above the tables repeats every step with each seed, `seeds` in a table that step with those alone. Steps may
+carry a `name` and a `reference` for the card that `[card]` asks for (`file` beside the recipe, `title`, `about`), and
+`hidden = true` to stay out of it. Text may use environment variables, as in `${SLIM_DATA}`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from slimcli.report import card
 from slimcli.settings import PruneSettings, TrainSettings
 
 _TABLES = ("seeds", "train", "prune", "card")
-_LABELS = ("name", "reference", "hidden", "from", "match", "at_most")
+_LABELS = ("name", "reference", "hidden", "from", "match", "at_most", "seeds")
 _MATCHES = ("epochs", "compute")
 _REFERENCES = ("like", "teacher")
 
@@ -84,8 +84,12 @@ class Recipe:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Every step with every seed, one seed after the other."""
-        return self.plain if not self.seeds else tuple(step.with_seed(seed) for seed in self.seeds for step in self.plain)
+        """Every step with every seed that it is for, one seed after the other."""
+        if not self.seeds:
+            return self.plain
+        return tuple(
+            step.with_seed(seed) for seed in self.seeds for step in self.plain if seed in step.labels.get("seeds", [seed])
+        )
 
     @property
     def several(self) -> bool:

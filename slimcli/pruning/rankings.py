@@ -14,18 +14,26 @@ from slimcli.records import ChannelGroup, Choice
 
 @dataclass(frozen=True)
 class GroupView:
-    """What a criterion may know of a group: each member's norm history (epochs, units) and present norms (units,)."""
+    """What a criterion may know of a group: each member's norm history (epochs, units) and present norms (units,).
+
+    `kinds` is given where pairs will be merged: a pair of one kind can be, of two kinds only nearly (see `records.Wiring`).
+    """
 
     group: ChannelGroup
     histories: list[Tensor]
     norms: list[Tensor]
     distance: str
     generator: torch.Generator
+    kinds: tuple[int, ...] = ()
 
 
 def history_pairs(view: GroupView, count: int) -> Choice:
-    """HBFP: the pairs whose norms ran alike; of each the filter with the lower norm goes."""
+    """HBFP: the pairs whose norms ran alike; of each the filter with the lower norm goes. Pairs of two kinds come last."""
     distances = pair_distances(view.histories, view.distance)
+    if view.kinds:
+        kinds = torch.tensor(view.kinds)
+        first, second = torch.triu_indices(len(kinds), len(kinds), 1)
+        distances = torch.where(kinds[first] == kinds[second], distances, distances + distances.max() + 1)
     return Choice(view.group.name, pairs=disjoint_pairs(distances, view.group.channels, count))
 
 

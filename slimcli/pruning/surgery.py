@@ -211,7 +211,13 @@ def wiring_of(model: nn.Module, input_shape: Sequence[int], groups: Sequence[Cha
                 if channel not in inputs[unit]:
                     inputs[unit].append(channel)
         readers = tuple(Reader(graph.names[module], tuple(map(tuple, inputs))) for module, inputs in read.items())
-        found[group.name] = Wiring(makers, readers)
+        sources: list[list[Any]] = [[] for _ in range(group.channels)]
+        for module, own, units in graph.outputs(tied):
+            if isinstance(module, ChannelPad):
+                for unit, row in zip(units, own, strict=True):
+                    sources[unit].append((graph.names[module], module.selects[row].tolist()))
+        kinds = tuple(sources.index(source) for source in sources)
+        found[group.name] = Wiring(makers, readers, kinds)
     return found
 
 

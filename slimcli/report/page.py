@@ -158,7 +158,8 @@ def _last_retraining(metrics: JsonDict) -> list[str]:
         sentences.append(f"The last retraining{taught} started from {_STARTS[final['chosen']]}.")
     if len(final.get("trials", [])) > 1:
         tried = [
-            f"{trial['start']}{' continued' * trial['continued']} {trial['top1']:.2f} % ({formats.plural(trial['epochs'], 'epoch')})"
+            f"{trial['start']}{' continued' * trial['continued']} {trial['top1']:.2f} % "
+            f"({formats.plural(trial['epochs'], 'epoch')})"
             for trial in final["trials"]
         ]
         sentences.append(f"Tried, by held-out top-1: {', '.join(tried)}.")

@@ -107,6 +107,27 @@ def test_every_method_goes_on(tiny_checkpoint: Path, tmp_path: Path, monkeypatch
         assert end_of(out) == end_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "how",
+    [{"final": "auto", "final_epochs": 6}, {"final": "rewind"}, {"final": "fresh", "distill": True}, {"merge": False}],
+    ids=str,
+)
+def test_every_last_retraining_goes_on(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    settings = PruneSettings(model=str(tiny_checkpoint), **(QUICK | how))
+    job.run(settings, tmp_path / "whole")
+    finished = False
+    for at in range(14, 60, 7):
+        out = tmp_path / str(at)
+        if broken_off(at, monkeypatch, lambda out=out: job.run(settings, out)):
+            job.resume(out)
+        else:
+            finished = True
+        assert end_of(out) == end_of(tmp_path / "whole")
+    assert finished or how.get("final") == "auto"
+
+
 def test_a_foreign_network_goes_on_from_its_observation_without_its_file(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,16 +63,11 @@ def merged(model: nn.Module, shape: Sequence[int], chosen: dict[str, list[Pair]]
     return slim
 
 
-def same_sources(model: nn.Module, group: ChannelGroup) -> list[list[int]]:
-    """The group's units, those apart that get different things from an option-A shortcut, which no tie can change."""
-    pads = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, ChannelPad) and name.split(".")[0] == group.name.split(".")[0]
-    ]
-    if not pads or not group.name.endswith("conv2"):
-        return [list(range(group.channels))]
-    return [[unit for unit in range(group.channels) if not pads[0].selects[unit].any()]]
+def same_sources(model: nn.Module, shape: Sequence[int], group: ChannelGroup) -> list[int]:
+    """The largest set of the group's units that get the same from option-A shortcuts, which no tie can change."""
+    kinds = wired(model, shape, [group.name])[group.name].kinds
+    most = max(set(kinds), key=kinds.count)
+    return [unit for unit, kind in enumerate(kinds) if kind == most]
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
@@ -84,7 +79,7 @@ def test_removal_after_a_perfect_tie_is_exact(network: type[tiny.Tiny], data: st
     groups = [group for group in surgery.find_groups(model, tiny.SHAPE) if group.name in CERTAIN[network]]
     chosen: dict[str, list[Pair]] = {}
     for group in data.draw(st.lists(st.sampled_from(groups), min_size=1, unique_by=lambda g: g.name)):
-        units = data.draw(st.permutations(same_sources(model, group)[0]))
+        units = data.draw(st.permutations(same_sources(model, tiny.SHAPE, group)))
         count = data.draw(st.integers(1, len(units) // 2))
         chosen[group.name] = [(units[2 * n], units[2 * n + 1]) for n in range(count)]
     tied(model, tiny.SHAPE, chosen, steps=data.draw(st.integers(1, 4)))
@@ -103,7 +98,7 @@ def test_a_whole_network_that_is_tied_loses_a_quarter_for_nothing(arch: str) -> 
     groups = [group for group in surgery.find_groups(model, shape) if group.prunable]
     chosen = {}
     for group in groups:
-        units = same_sources(model, group)[0]
+        units = same_sources(model, shape, group)
         count = max(1, min(group.channels // 4, len(units) // 2))
         chosen[group.name] = [(units[2 * n], units[2 * n + 1]) for n in range(count)]
     tied(model, shape, chosen, steps=3)
@@ -249,3 +244,12 @@ def test_silent_units_are_those_that_no_image_wakes() -> None:
         norm.weight[:2], norm.bias[:2] = 0, -1  # type: ignore[index, operator]
     counts = dict(zip(wirings, merging.silent_units(model, iter(seen.split(8)), list(wirings.values())), strict=True))
     assert counts == {"stem": 0, "a": 2}
+
+
+def test_channels_that_copy_different_inputs_are_of_different_kinds() -> None:
+    model = resolve.build("resnet20-cifar", 10, (3, 32, 32))
+    wirings = wired(model, (3, 32, 32), ["conv1", "layer2.0.conv1", "layer2.0.conv2"])
+    assert len(set(wirings["conv1"].kinds)) == len(set(wirings["layer2.0.conv1"].kinds)) == 1
+    kinds = wirings["layer2.0.conv2"].kinds
+    assert len(set(kinds)) == 17  # eight channels of zeros on both sides, and a source of its own for each of the others
+    assert len({kinds[unit] for unit in (*range(8), *range(24, 32))}) == 1

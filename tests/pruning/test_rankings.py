@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -56,6 +58,21 @@ def test_a_criterion_looks_and_does_not_touch(criterion: str) -> None:
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_criterion_decides_the_same_twice(criterion: str) -> None:
     assert CRITERIA[criterion](some_view(seed=4), 3) == CRITERIA[criterion](some_view(seed=4), 3)
+
+
+@given(st.integers(0, 999), st.integers(1, 4))
+def test_pairs_of_one_kind_come_before_pairs_of_two(seed: int, count: int) -> None:
+    group = replace(some_view(8, 1, seed), kinds=(0, 0, 0, 0, 4, 5, 6, 7))
+    pairs = CRITERIA["history"](group, count).pairs
+    alike = [pair for pair in pairs if max(pair) < 4]
+    assert len(alike) == min(2, count)
+    assert pairs[: len(alike)] == tuple(alike)
+    assert len({unit for pair in pairs for unit in pair}) == 2 * count
+
+
+def test_where_all_are_of_one_kind_kinds_change_nothing() -> None:
+    group = some_view()
+    assert CRITERIA["history"](replace(group, kinds=(3,) * 8), 3) == CRITERIA["history"](group, 3)
 
 
 def test_history_pairs_what_ran_alike_over_all_members() -> None:

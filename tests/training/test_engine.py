@@ -233,6 +233,20 @@ def test_the_penalty_is_trained_on() -> None:
     assert epochs[2].loss > epochs[0].loss  # the loss that is told holds the penalty
 
 
+def test_a_constraint_is_kept_after_every_step_and_knows_how_far_the_phase_is() -> None:
+    model, seen = tiny.Chain(), []
+
+    def constraint(network: nn.Module, done: int, steps: int) -> None:
+        seen.append((done, steps))
+        with torch.no_grad():
+            network.conv1.weight[0] = 0  # type: ignore[operator, index]
+
+    engine().fit(model, Bright(), 2, "train", Objective(constraint=constraint))
+    steps = 2 * len(Bright())
+    assert seen == [(done, steps) for done in range(1, steps + 1)]
+    assert not model.conv1.weight[0].any()
+
+
 def test_frozen_parameters_stay() -> None:
     model = tiny.Chain()
     model.conv1.weight.requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from slimcli.pruning.history import filter_norms
+from slimcli.training import losses
 from slimcli.training.losses import PENALTIES, TiedPair, exponential_tie, tie
 from tests import tiny
 
@@ -157,3 +159,30 @@ def test_a_loss_with_its_penalty_can_be_trained_on(name: str) -> None:
     loss = model(torch.randn(4, *tiny.SHAPE)).square().mean() + PENALTIES[name](model, [pair(0, 1, "conv1")], L1)
     loss.backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_taught_loss_is_that_of_its_definition_and_leaves_the_teacher_alone() -> None:
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), torch.randn(6, 3, 2, 2)
+    before = copy.deepcopy(model.state_dict())
+    logits, temperature, weight = torch.randn(6, 5, requires_grad=True), 3.0, 0.7
+    loss = nn.functional.cross_entropy(logits, torch.arange(6) % 5)
+    blended = losses.Teacher(model, weight, temperature).blend(loss, logits, images)
+    expected = 0.0
+    for student, teacher in zip(logits.detach(), model(images).detach(), strict=True):
+        p = [math.exp(v / temperature) for v in teacher.tolist()]
+        q = [math.exp(v / temperature) for v in student.tolist()]
+        expected += sum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True)) / 6
+    assert float(blended.detach()) == pytest.approx(
+        (1 - weight) * float(loss.detach()) + weight * temperature**2 * expected, rel=1e-4
+    )
+    blended.backward()
+    assert logits.grad is not None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_network_has_nothing_to_learn_from_itself() -> None:
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), torch.randn(6, 3, 2, 2)
+    blended = losses.Teacher(model, 1.0, 4.0).blend(torch.zeros(()), model(images), images)
+    assert float(blended) == pytest.approx(0, abs=1e-5)

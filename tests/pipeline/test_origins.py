@@ -1,0 +1,167 @@
+"""Where a last retraining starts: in the found shape, with the weights that its name says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import slimcli
+from slimcli.errors import SettingsError
+from slimcli.networks import checkpoint, resolve
+from slimcli.networks.cost import layers_of
+from slimcli.pipeline import job
+from slimcli.pipeline.origins import UNKNOWN, Known, Origins, starts_of
+from slimcli.pipeline.train import train
+from slimcli.pruning import surgery
+from slimcli.rundir import RunDir
+from slimcli.settings import FINALS, PruneSettings, TrainSettings
+
+QUICK: dict[str, Any] = {
+    "train_samples": 400,
+    "tie_epochs": 1,
+    "epochs": 0,
+    "iterations": 1,
+    "max_drop": 100.0,
+    "amount": "25%",
+    "deploy": False,
+}
+
+
+def origins_of(arch: str, shape: tuple[int, int, int], known: Known = UNKNOWN) -> Origins:
+    model = resolve.build(arch, 10, shape).eval()
+    return Origins(model, tuple(surgery.find_groups(model, shape)), shape, known)
+
+
+@given(st.sampled_from(FINALS), st.integers(0, 100), st.booleans())
+def test_all_starts_together_take_the_epochs_that_were_given(final: str, epochs: int, buildable: bool) -> None:
+    build: Callable[[], Any] | None = (lambda: None) if buildable else None
+    starts = starts_of(PruneSettings(final=final, final_epochs=epochs), Origins(None, (), (), Known(build=build)))  # type: ignore[arg-type]
+    assert sum(each for _, each in starts) == epochs
+    assert all(each > 0 for _, each in starts)
+    if final == "auto" and epochs >= 6:
+        assert ("fresh" in dict(starts)) == buildable
+        assert list(dict(starts))[-1] == "best"
+
+
+@pytest.mark.parametrize(("arch", "shape"), [("lenet5", (1, 28, 28)), ("resnet20-cifar", (3, 32, 32))])
+def test_rewound_survivors_have_their_first_weights(arch: str, shape: tuple[int, int, int]) -> None:
+    origins = origins_of(arch, shape)
+    first = {name: torch.randn_like(value) if value.ndim > 1 else value for name, value in origins.dense.state_dict().items()}
+    first |= {name: value for name, value in origins.dense.state_dict().items() if name.endswith("selects")}
+    origins = Origins(origins.dense, origins.groups, shape, Known(first=first))
+    group = origins.groups[1]
+    removed = {member.layer: [member.channels[unit] for unit in (0, 2)] for member in group.members}
+    model = origins.rewound(removed)
+    for member in group.members:
+        kept = [c for c in range(first[f"{member.layer}.weight"].shape[0]) if c not in removed[member.layer]]
+        weight = model.get_submodule(member.layer).weight
+        assert isinstance(weight, torch.Tensor)
+        expected = first[f"{member.layer}.weight"][kept]
+        if expected.shape == weight.shape:  # its inputs are all there
+            assert torch.equal(weight, expected)
+    assert torch.equal(origins.dense.get_submodule(group.name).weight, origins.dense.state_dict()[f"{group.name}.weight"])  # type: ignore[arg-type]
+    with torch.no_grad():
+        assert model(torch.zeros(2, *shape)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("arch", ["lenet5", "resnet20-cifar", "vgg16-cifar"])
+def test_a_fresh_network_is_drawn_as_if_it_had_been_built_that_narrow(arch: str) -> None:
+    shape = (1, 28, 28) if arch == "lenet5" else (3, 32, 32)
+    slim = resolve.build(arch, 10, shape).eval()
+    groups = [group for group in surgery.find_groups(slim, shape) if group.prunable]
+    surgery.remove(slim, shape, {group.name: range(group.channels // 2) for group in groups})
+    torch.manual_seed(1)
+    drawn = resolve.build(arch, 10, shape)
+    before = {name: layer.weight.std() for name, layer in layers_of(drawn).items()}
+    reads = {name: layer.weight[0].numel() for name, layer in layers_of(drawn).items()}
+    checkpoint.fresh(drawn, slim.state_dict())
+    for name, layer in layers_of(drawn).items():
+        assert layer.weight.shape == slim.get_submodule(name).weight.shape  # type: ignore[union-attr]
+        wider = (reads[name] / layer.weight[0].numel()) ** 0.5
+        assert float(layer.weight.std()) == pytest.approx(float(before[name]) * wider, rel=0.35), name
+    with torch.no_grad():
+        assert drawn.eval()(torch.randn(2, *shape)).isfinite().all()
+    for name, value in drawn.state_dict().items():
+        if name.endswith("selects"):
+            assert torch.equal(value, slim.state_dict()[name])
+
+
+def test_a_fresh_network_as_wide_as_it_is_built_is_as_it_was_built() -> None:
+    torch.manual_seed(1)
+    expected = resolve.build("lenet5", 10, (1, 28, 28)).state_dict()
+    torch.manual_seed(1)
+    drawn = resolve.build("lenet5", 10, (1, 28, 28))
+    checkpoint.fresh(drawn, expected)
+    assert all(torch.equal(value, expected[name]) for name, value in drawn.state_dict().items())
+
+
+@pytest.mark.parametrize("final", FINALS)
+@pytest.mark.parametrize("distill", [False, True])
+def test_every_start_ends_in_the_found_shape_and_says_what_it_did(
+    tiny_checkpoint: Path, tmp_path: Path, final: str, distill: bool
+) -> None:
+    settings = PruneSettings(model=str(tiny_checkpoint), final=final, distill=distill, final_epochs=6, **QUICK)
+    metrics = job.run(settings, tmp_path / "run").metrics  # type: ignore[union-attr]
+    assert [layer["filters"][1] for layer in metrics["layers"]][:2] == [15, 37]
+    trials = metrics["final"]["trials"]
+    assert sum(trial["epochs"] for trial in trials) == 6
+    assert metrics["final"]["distilled"] is distill
+    (chosen,) = [trial for trial in trials if trial["chosen"]]
+    assert metrics["final"]["chosen"] == chosen["start"]
+    assert chosen["top1"] == max(trial["top1"] for trial in trials) == metrics["held_out"]["slim"]["top1"]
+    if final == "auto":
+        assert [trial["start"] for trial in trials[:3]] == ["finetune", "rewind", "fresh"]
+        assert trials[3]["continued"]
+    saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    assert {name: value.shape for name, value in saved["first"].items()} == {
+        name: value.shape for name, value in saved["state_dict"].items()
+    }
+    assert slimcli.load(tmp_path / "run" / "model.pt")(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+def test_without_a_turn_of_the_loop_the_network_is_only_retrained(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = PruneSettings(model=str(tiny_checkpoint), final="fresh", final_epochs=1, **{**QUICK, "iterations": 0})
+    metrics = job.run(settings, tmp_path / "run").metrics  # type: ignore[union-attr]
+    assert (metrics["removed"]["macs"], metrics["epochs"], metrics["final"]["chosen"]) == (0, 1, "fresh")
+    assert metrics["training_macs"] == 400 * 3 * metrics["dense"]["macs"]
+
+
+def test_a_network_that_nobody_can_build_starts_fresh_only_where_it_is_named() -> None:
+    model = resolve.build("lenet5", 10, (1, 28, 28))
+    arguments: dict[str, Any] = {**QUICK, "observe_epochs": 1, "data": "digits", "final_epochs": 6}
+    with pytest.raises(SettingsError, match="fresh") as caught:
+        slimcli.prune(model, final="fresh", **arguments)
+    assert "arch=" in caught.value.hint
+    assert slimcli.prune(model, final="auto", **arguments).budget_met
+    assert slimcli.prune(model, final="fresh", arch="lenet5", **arguments).budget_met
+
+
+def test_a_shape_is_trained_from_scratch_with_like(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    job.run(PruneSettings(model=str(tiny_checkpoint), final_epochs=0, **QUICK), tmp_path / "slim")
+    settings = TrainSettings(arch="lenet5", epochs=1, train_samples=300, like=str(tmp_path / "slim" / "model.pt"))
+    trained = train(settings, RunDir(tmp_path / "scratch"))
+    assert trained is not None
+    slim = json.loads((tmp_path / "slim" / "metrics.json").read_text())["slim"]
+    assert trained.metrics["dense"]["params"] == slim["params"]
+    assert slimcli.load(tmp_path / "scratch" / "model.pt").get_submodule("conv1").weight.shape[0] == 15  # type: ignore[union-attr]
+
+
+def test_a_teacher_may_be_another_network_and_without_distilling_there_is_none(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    job.run(PruneSettings(model=str(tiny_checkpoint), final_epochs=0, **QUICK), tmp_path / "slim")
+    arguments = {**QUICK, "iterations": 0}
+    model = str(tmp_path / "slim" / "model.pt")
+    losses = {}
+    for name, teacher in (("self", None), ("dense", str(tiny_checkpoint))):
+        settings = PruneSettings(model=model, final_epochs=1, distill=True, teacher=teacher, distill_weight=1.0, **arguments)
+        job.run(settings, tmp_path / name)
+        losses[name] = [e["loss"] for e in RunDir(tmp_path / name).read_journal() if e["event"] == "epoch"]
+    assert losses["self"] != losses["dense"]
+    with pytest.raises(SettingsError, match="--distill"):
+        PruneSettings(teacher="x.pt")

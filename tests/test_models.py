@@ -1,0 +1,78 @@
+"""The recipes in models/: each can be read, and those that wait for a GPU run unchanged but for their size."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from PIL import Image
+
+from slimcli.pipeline.recipe import run_recipe
+from slimcli.pipeline.steps import read
+from slimcli.settings import PruneSettings, TrainSettings
+
+MODELS = Path(__file__).parent.parent / "models"
+SMALL = {"epochs": 1, "label_smoothing": 0.0, "lr": 0.01}
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_recipe_means_something(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIM_DATA", str(tmp_path))
+    monkeypatch.setenv("SLIM_WEIGHTS", str(tmp_path))
+    recipe = read(path)
+    assert recipe.card is not None
+    assert (MODELS / recipe.card["file"]).exists(), "a recipe has its card, which says what has not been run"
+    for step in recipe.plain:
+        assert isinstance(step.settings, TrainSettings | PruneSettings)
+        assert step.settings.data_root in (None, str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16-cifar10", "resnet56-cifar10", "resnet110-cifar10", "resnet50-imagenet"])
+def test_a_recipe_for_a_gpu_runs_on_a_small_slice(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first operating point of every arm and its control from scratch, with few images and short phases."""
+    make_data(tmp_path)
+    monkeypatch.setenv("SLIM_DATA", str(tmp_path))
+    content = tomllib.loads((MODELS / f"{name}.toml").read_text())
+    content.pop("seeds", None)
+    content["card"]["file"] = "card.md"
+    slices: dict[str, Any] = {} if name == "resnet50-imagenet" else {"train_samples": 96}
+    for table in content["train"]:
+        table |= SMALL | slices | {"batch_size": 16}
+    for table in content["prune"]:
+        table |= slices | {"epochs": 1, "tie_epochs": 1, "final_epochs": 6, "max_drop": 100.0, "deploy": False, "batch_size": 16}
+        table["macs"] = max(table["macs"], 0.7)
+    content["train"] = content["train"][:2]
+    content["prune"] = [table for table in content["prune"] if table["name"].endswith(" I") or "Fig" in table["name"]]
+    path = tmp_path / "recipe.toml"
+    path.write_text(tomli_w.dumps(content))
+    if name == "resnet50-imagenet":
+        monkeypatch.chdir(MODELS.parent)
+    result = run_recipe(path, tmp_path / "run")
+    assert result is not None
+    assert not result.shortfalls
+    steps = {step["label"]: step for step in result.steps}
+    assert steps["hbfp I"]["metrics"]["removed"]["macs"] >= 0.3
+    assert steps["scratch I"]["metrics"]["dense"]["macs"] == steps["hbfp I"]["metrics"]["slim"]["macs"]
+    assert steps["scratch I"]["metrics"]["epochs"] == steps["hbfp I"]["total_epochs"]
+    assert "scratch I" in (tmp_path / "card.md").read_text()
+
+
+def make_data(root: Path) -> None:
+    """CIFAR-10 in shape, and an ImageNet of four classes: noise around one colour a class."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(400) % 10
+    images = (generator.random((400, 32, 32, 3)) * 60 + labels[:, None, None, None] * 18).astype(np.uint8)
+    np.savez(root / "cifar10.npz", x_train=images[:300], y_train=labels[:300], x_test=images[300:], y_test=labels[300:])
+    for part, count in (("train", 25), ("val", 4)):
+        for label in range(4):
+            folder = root / "imagenet" / part / f"n{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(60, (240, 240, 3), dtype=torch.uint8) + 40 * label
+                Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
