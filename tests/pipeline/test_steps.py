@@ -1,0 +1,157 @@
+"""What a recipe means: steps that start from others, seeds, and controls that match what they are compared with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from slimcli.errors import SettingsError
+from slimcli.pipeline.recipe import resume_recipe, run_recipe
+from slimcli.pipeline.steps import read
+from slimcli.rundir import RunDir
+from slimcli.training.engine import Engine
+
+TRAIN = {"arch": "lenet5", "epochs": 2, "train_samples": 200}
+PRUNE: dict[str, Any] = {
+    "train_samples": 200,
+    "amount": "50%",
+    "tie_epochs": 1,
+    "epochs": 1,
+    "final_epochs": 1,
+    "max_drop": 100.0,
+    "deploy": False,
+}
+CONTENT: dict[str, Any] = {
+    "seeds": [3, 5],
+    "card": {"file": "card.md"},
+    "train": [
+        {"name": "dense", **TRAIN},
+        {"name": "scratch", "like": "II", "match": "epochs", **TRAIN},
+        {"name": "as much compute", "like": "II", "match": "compute", "at_most": 4, "seeds": [5], **TRAIN},
+    ],
+    "prune": [
+        {"name": "I", "from": "dense", "iterations": 1, "reference": "1.0", **PRUNE},
+        {"name": "II", "widths": [5, 13], **PRUNE},
+        {"name": "other", "from": "dense", "method": "random", "hidden": True, "iterations": 1, **PRUNE},
+        {"name": "taught", "from": "II", "iterations": 0, "distill": True, "teacher": "dense", **PRUNE},
+    ],
+}
+
+
+def write(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(tomli_w.dumps(content))
+    return path
+
+
+def test_steps_start_where_they_say(tmp_path: Path) -> None:
+    recipe = read(write(tmp_path / "r.toml", CONTENT))
+    assert [step.folder for step in recipe.plain] == ["train", "prune-1", "prune-2", "prune-3", "prune-4", "train-2", "train-3"]
+    by_name = {step.label: step for step in recipe.plain}
+    assert (by_name["I"].start, by_name["II"].start, by_name["other"].start) == ("train", "prune-1", "train")
+    assert (by_name["taught"].start, by_name["taught"].teacher) == ("prune-2", "train")
+    assert by_name["scratch"].like == "prune-2"
+    repeated = recipe.steps
+    assert [step.settings.seed for step in repeated] == [3] * 6 + [5] * 7  # one step is for the seed 5 alone
+    assert {step.start for step in repeated if step.label == "II"} == {"seed-3-prune-1", "seed-5-prune-1"}
+
+
+def test_what_is_written_down_means_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = read(write(tmp_path / "r.toml", CONTENT))
+    (tmp_path / "elsewhere").mkdir()
+    again = read(write(tmp_path / "elsewhere" / "recipe.toml", recipe.to_toml()))
+    assert [(s.folder, s.start, s.like, s.teacher, s.label) for s in again.steps] == [
+        (s.folder, s.start, s.like, s.teacher, s.label) for s in recipe.steps
+    ]
+    assert [s.settings for s in again.steps] == [s.settings for s in recipe.steps]
+    monkeypatch.chdir(tmp_path)
+    one = read(tmp_path / "r.toml", seeds=[9])
+    assert {step.seed for step in one.steps} == {9}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seeds": [1, 1]}, "seeds"),
+        ({"seeds": ["a"]}, "seeds"),
+        ({"seeds": 3}, "seeds"),
+        ({"prune": [{"from": "danse", **PRUNE}]}, "danse"),
+        ({"prune": [{"from": "II", **PRUNE}, {"name": "II", **PRUNE}]}, "before it"),
+        ({"train": [{"name": "dense", **TRAIN}, {"match": "epochs", **TRAIN}]}, "like"),
+        ({"train": [{"name": "dense", **TRAIN}, {"match": "steps", "like": "I", **TRAIN}]}, "steps"),
+        ({"prune": [{"name": "I", "teacher": "dense", **PRUNE}]}, "--distill"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_contradicts_itself_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    content = {key: value for key, value in (CONTENT | change).items() if key != "card"}
+    with pytest.raises(SettingsError, match=words) as caught:
+        run_recipe(write(tmp_path / "r.toml", content), tmp_path / "out")
+    assert caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    assert run_recipe(write(folder / "r.toml", CONTENT), folder / "out") is not None
+    return folder
+
+
+def metrics(folder: Path, step: str) -> dict[str, Any]:
+    return dict(json.loads((folder / "out" / step / "metrics.json").read_text()))
+
+
+def test_a_control_has_the_shape_and_the_epochs_of_what_it_is_like(whole: Path) -> None:
+    for seed in (3, 5):
+        slim, scratch = metrics(whole, f"seed-{seed}-prune-2"), metrics(whole, f"seed-{seed}-train-2")
+        assert scratch["dense"]["params"] == slim["slim"]["params"]
+        led_to_it = sum(metrics(whole, f"seed-{seed}-{step}")["epochs"] for step in ("train", "prune-1", "prune-2"))
+        assert scratch["epochs"] == led_to_it == 2 + 3 + 3
+    assert not (whole / "out" / "seed-3-train-3").exists()
+    assert metrics(whole, "seed-5-train-3")["epochs"] == 4  # far more would have cost as much
+
+
+def test_compute_is_what_training_multiplied(whole: Path) -> None:
+    dense, slim = metrics(whole, "seed-3-train"), metrics(whole, "seed-3-prune-1")
+    samples = 200
+    assert dense["training_macs"] == 2 * samples * 3 * dense["dense"]["macs"]
+    assert slim["training_macs"] == samples * 3 * (slim["dense"]["macs"] + 2 * slim["slim"]["macs"])
+    taught = metrics(whole, "seed-3-prune-4")
+    assert taught["training_macs"] == samples * (3 * taught["slim"]["macs"] + dense["dense"]["macs"])
+
+
+def test_the_card_has_one_row_a_step_with_means_over_the_seeds(whole: Path) -> None:
+    card = (whole / "card.md").read_text()
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in card.splitlines() if line.startswith("| ")]
+    assert rows == ["network", "---", "dense", "I", "II", "taught", "scratch", "as much compute"]
+    errors = [100 - metrics(whole, f"seed-{seed}-prune-1")["slim"]["top1"] for seed in (3, 5)]
+    assert f"| {sum(errors) / 2:.2f} ± " in next(line for line in card.splitlines() if line.startswith("| I |"))
+    assert "over the seeds 3, 5" in card
+
+
+def test_a_repeated_recipe_goes_on(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, calls = Engine.fit, 0
+
+    def stopping(self: Engine, *arguments: Any, **named: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 19:
+            raise KeyboardInterrupt
+        fit(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "fit", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(write(tmp_path / "r.toml", CONTENT), tmp_path / "out")
+    finished = [event["step"] for event in RunDir(tmp_path / "out").read_journal() if event["event"] == "step"]
+    assert 6 < len(finished) < 13
+    result = resume_recipe(tmp_path / "out")
+    assert result is not None
+    assert len(result.steps) == 13
+    for step in ("seed-5-prune-2", "seed-5-train-2", "seed-5-train-3"):
+        side = "slim" if "prune" in step else "dense"
+        assert metrics(tmp_path, step)[side] == metrics(whole, step)[side]
