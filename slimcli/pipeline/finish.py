@@ -61,6 +61,7 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
     first = job.origins.rewound(outcome.network.removed).state_dict() if subject.checkpoint.first else None
     checkpoint.save(folder.model, replace(snapshot(subject, outcome.network, measured), first=first))
     _check_reloads(folder.model, job, outcome.network.model)
+    _say_what_it_is(outcome, engine.progress)
     shortfall = _shortfall(settings, outcome, folder)
     folder.append(
         "end",
@@ -78,6 +79,17 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
         shortfall = "; ".join(filter(None, (shortfall, undeployed)))
     folder.append("finished", shortfall=shortfall)
     return Result(folder, metrics, shortfall)
+
+
+def _say_what_it_is(outcome: Outcome, progress: Progress) -> None:
+    """What a user must know of the slim network beside its figures."""
+    if any(trial.chosen and trial.start == "fresh" for trial in outcome.trials):
+        progress.say("the shape trained from new random weights is handed over: what pruning found is the shape, not the weights")
+    if outcome.dead:
+        where = ", ".join(f"{count} in {group}" for group, count in outcome.dead.items())
+        progress.warn(
+            f"no held-out image activates {sum(outcome.dead.values())} of the filters left ({where}); prune on, or retrain"
+        )
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -267,16 +268,20 @@ class Loop:
         return "compare"
 
     def compare(self) -> str:
-        """Keep the last retraining that did best on the held-out split, by accuracy, then by loss."""
+        """Keep the last retraining that did best on the held-out split, by accuracy, then by loss.
+
+        One that went on from the best is longer and annealed once more: it is kept unless it is worse beyond the noise.
+        """
         state = self.state
         start, epochs = self._starts[len(state.trials)]
         score = self.engine.group.broadcast(self.engine.evaluate(state.network.model, self.data.held_out))
         leading = next((trial for trial in state.trials if trial.chosen), None)
-        chosen = leading is None or (score.top1, -score.loss) >= (leading.top1, -leading.loss)
+        continued = start == "best"
+        noise = _standard_error(score) if continued else 0.0
+        chosen = leading is None or (score.top1 + noise, -score.loss) >= (leading.top1, -leading.loss)
         if chosen:
             state.trials = [replace(trial, chosen=False) for trial in state.trials]
             state.best = state.network
-        continued = start == "best"
         start = leading.start if continued and leading else start
         state.trials.append(Trial(start, epochs, score.top1, score.loss, continued, chosen))
         self.note("trial", **asdict(state.trials[-1]))
@@ -398,6 +403,12 @@ class Loop:
             state.reason,
             state.diverged,
         )
+
+
+def _standard_error(score: Score) -> float:
+    """Of a top-1 accuracy, in points."""
+    share = score.top1 / 100
+    return 100 * math.sqrt(share * (1 - share) / score.samples)
 
 
 def _checksum(model: nn.Module) -> str:

@@ -80,7 +80,7 @@ def test_what_is_written_down_means_the_same(tmp_path: Path, monkeypatch: pytest
         ({"seeds": 3}, "seeds"),
         ({"prune": [{"from": "danse", **PRUNE}]}, "danse"),
         ({"prune": [{"from": "II", **PRUNE}, {"name": "II", **PRUNE}]}, "before it"),
-        ({"train": [{"name": "dense", **TRAIN}, {"match": "epochs", **TRAIN}]}, "like"),
+        ({"train": [{"name": "dense", **TRAIN}, {"match": "epochs", **TRAIN}]}, "to be matched"),
         ({"train": [{"name": "dense", **TRAIN}, {"match": "steps", "like": "I", **TRAIN}]}, "steps"),
         ({"prune": [{"name": "I", "teacher": "dense", **PRUNE}]}, "--distill"),
     ],
