@@ -67,13 +67,13 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Maker:
-    """A module that has parameters for every unit of a channel group: `channels[u]` is the row that belongs to unit `u`.
+    """A module that has parameters for every unit of a channel group: `rows[u]` are those that belong to unit `u`.
 
     `norm` is the batch norm that alone reads it, where there is one.
     """
 
     module: str
-    channels: tuple[int, ...]
+    rows: tuple[tuple[int, ...], ...]
     norm: str = ""
 
 
@@ -89,7 +89,8 @@ class Reader:
 class Wiring:
     """How the units of a channel group come about, and who reads them.
 
-    `kinds`: units of the same kind get the same from shortcuts that have no parameters, so that a tie can make them equal.
+    `kinds`: units of the same kind get the same from whatever is not made here (shortcuts that copy channels, parameters that
+    no module owns), so that a tie can make them equal.
     """
 
     makers: tuple[Maker, ...]

@@ -299,19 +299,21 @@ def take_widths(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def fresh(network: nn.Module, like: Mapping[str, Tensor]) -> None:
-    """Make a freshly initialised network as narrow as the state dict `like`, in place, each layer as if initialised so.
+    """Make a freshly initialised network as narrow as the state dict `like`, in place.
 
     What is cut off was drawn like what stays. Weights and biases of convs and linear layers are scaled up by the square
-    root of how much fewer inputs they read, which keeps the variance of the outputs.
+    root of how much fewer inputs they read, which keeps the variance of the outputs: what an initialisation by fan-in (torch's
+    own) would have drawn for the narrow layer.
     """
     drawn = {key: value.clone() for key, value in network.state_dict().items()}
     take_widths(network, like)
     state = network.state_dict()
+    shortcuts = {f"{name}.selects": module for name, module in network.named_modules() if isinstance(module, ChannelPad)}
     for key, value in state.items():
-        if value.shape != drawn[key].shape and not key.endswith("selects"):  # a shortcut's selection is shape, not weight
+        if key in shortcuts:
+            shortcuts[key].adopt((value != 0).to(value.dtype))  # which channels it copies is shape; the factors were learned
+        else:
             value.copy_(drawn[key][tuple(slice(size) for size in value.shape)])
-        elif not key.endswith("selects"):
-            value.copy_(drawn[key])
     for name, layer in layers_of(network).items():
         reads, read = layer.weight[0].numel(), drawn[f"{name}.weight"][0].numel()
         for parameter in (layer.weight, layer.bias):

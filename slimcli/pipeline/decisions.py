@@ -13,7 +13,7 @@ from slimcli.networks.cost import count, layers_of
 from slimcli.pipeline.state import Network
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory, filter_norms
-from slimcli.pruning.merging import Merge, TiedUnits, WeightTie, is_scalable, silent_units
+from slimcli.pruning.merging import Merge, TiedUnits, WeightTie, is_scalable, lengths, silent_units
 from slimcli.pruning.rankings import CRITERIA, GroupView, losers
 from slimcli.records import ChannelGroup, Choice, JsonDict, Loader
 from slimcli.settings import PruneSettings
@@ -85,10 +85,19 @@ def _penalty_for(network: Network, choices: list[Choice], settings: PruneSetting
     return lambda model: settings.lambda_ * function(model, tied, norms)
 
 
-def removal_of(network: Network, choices: list[Choice], settings: PruneSettings) -> dict[str, tuple[int, ...]]:
-    """The units of each group that go: those chosen, and of each pair the one with the lower norm."""
+def removal_of(
+    network: Network, choices: list[Choice], settings: PruneSettings, input_shape: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    """The units of each group that go: those chosen, and of each pair the one with the lower norm.
+
+    Where pairs are merged, the one with the shorter last parameters: behind batch norm, tied filters have equal norms.
+    """
     groups = {group.name: group for group in network.groups}
-    return {c.group: losers(c, member_norms(network.model, groups[c.group], settings.norm)) for c in choices}
+    norms = {c.group: member_norms(network.model, groups[c.group], settings.norm) for c in choices}
+    if settings.merge:
+        wirings = surgery.wiring_of(network.model, input_shape, [groups[c.group] for c in choices])
+        norms = {name: [lengths(network.model, wiring, groups[name].channels)] for name, wiring in wirings.items()}
+    return {c.group: losers(c, norms[c.group]) for c in choices}
 
 
 def merges_of(

@@ -121,7 +121,7 @@ def _shortfall(settings: PruneSettings, outcome: Outcome, folder: RunDir) -> str
             f"the budget was not reached: {outcome.reason}; the last network within the allowed drop is {folder.model} "
             "(allow a larger --max-drop, smaller steps with --amount, or more --epochs)"
         )
-    unlimited = not any((settings.macs, settings.params, settings.widths, settings.iterations))
+    unlimited = not any((settings.macs, settings.params, settings.widths)) and settings.iterations is None
     if unlimited and not any(step.kept for step in outcome.iterations):
         return f"nothing was removed: {outcome.reason} (allow a larger --max-drop, or more --epochs)"
     return ""

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from slimcli.networks import checkpoint, resolve
@@ -15,6 +14,7 @@ from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
 from slimcli.records import ChannelGroup
 from slimcli.settings import PruneSettings
+from slimcli.training.engine import seed_everything
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Known:
 
 
 UNKNOWN = Known()
+NEW_WEIGHTS = 10**9
+"""In place of an epoch's number, for what draws new weights: others than the training of the same seed began with."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Origins:
 
     def _fresh(self, slim: nn.Module, seed: int) -> nn.Module:
         assert self.known.build is not None
-        torch.manual_seed(seed)
+        seed_everything(seed, NEW_WEIGHTS)
         model = self.known.build()
         checkpoint.fresh(model, slim.state_dict())
         trainable = {name: parameter.requires_grad for name, parameter in slim.named_parameters()}

@@ -195,13 +195,15 @@ class Loop:
     def operate(self) -> str:
         """Merge and remove what was chosen, and measure what that alone cost."""
         network, shape = self.state.network, self.data.shape
-        removal = self.engine.group.broadcast(removal_of(network, self.state.choices, self.settings))
+        removal = self.engine.group.broadcast(removal_of(network, self.state.choices, self.settings, shape))
         examples = examples_of(network, self.state.choices, removal)
         if self.settings.merge:
             merges = merges_of(network, self.state.choices, removal, shape)
             seed_everything(self.settings.seed, self.engine.epochs_done)
-            images = (batch.to(self.engine.device) for batch in first_batches(self.data.train, MERGE_IMAGES))
-            merge(network.model, merges, self.engine.group.broadcast(factors_of(network.model, images, merges)))
+            with self.engine.memory_named("measuring the factors of a merge"):
+                images = first_batches(self.data.train, MERGE_IMAGES)
+                factors = factors_of(network.model, images, merges) if processes.is_main() else []
+            merge(network.model, merges, self.engine.group.broadcast(factors))
         remove(network, removal, shape, self.settings.linear)
         self.engine.group.agree(f"a network after the removals of iteration {self._index}", network.structure())
         score = self.engine.evaluate(network.model, self.data.held_out)
@@ -387,6 +389,13 @@ class Loop:
         self.note("diverged", message=error.message, lr=lowered)
         self._save()
 
+    def _dead(self) -> dict[str, int]:
+        if not processes.is_main():
+            return {}
+        with self.engine.memory_named("counting dead filters"):
+            images = first_batches(self.data.held_out, self.data.held_out.samples)
+            return dead_units(self.state.network, images, self.data.shape)
+
     def _outcome(self) -> Outcome:
         state = self.state
         assert state.held_out is not None
@@ -394,7 +403,7 @@ class Loop:
             state.network,
             tuple(state.iterations),
             tuple(state.trials),
-            dead_units(state.network, first_batches(self.data.held_out, self.data.held_out.samples), self.data.shape),
+            self._dead(),
             self.plan.budget.satisfied(state.network, self._kept_iterations),
             state.epochs,
             state.training_macs,

@@ -8,8 +8,9 @@ weights to those for the one that stays (arXiv:1507.06149). Where the tie is per
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,12 @@ def is_scalable(model: nn.Module, input_shape: Sequence[int], wiring: Wiring) ->
     """
     probe = copy.deepcopy(model).cpu().double().eval()
     images = torch.randn(4, *input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    last = [probe.get_submodule(maker.norm or maker.module) for maker in wiring.makers]
-    before = _read(probe, images, wiring.readers)
-    for module in last:
-        for parameter in module.parameters(recurse=False):
+    before, after = ([torch.zeros(0)] * len(wiring.readers) for _ in range(2))
+    _listen(probe, images, wiring.readers, before.__setitem__)
+    for maker in wiring.makers:
+        for parameter in probe.get_submodule(maker.norm or maker.module).parameters(recurse=False):
             parameter.mul_(16)
-    after = _read(probe, images, wiring.readers)
+    _listen(probe, images, wiring.readers, after.__setitem__)
     return all(torch.allclose(new, 16 * old, rtol=1e-9, atol=0) for old, new in zip(before, after, strict=True))
 
 
@@ -55,8 +56,8 @@ class TiedUnits:
 class WeightTie:
     """Takes the differences between the units of each pair away, step by step; call it after every optimizer step.
 
-    The differences shrink to nothing over the first half of a phase; in the second the pairs are kept equal, so that the
-    network is trained as what it will be after the removal.
+    The differences shrink to nothing over the first fifth of a phase (while the learning rate rises, under `onecycle`); then
+    the pairs are kept equal, so that the network is trained as what it will be after the removal.
 
     In a `scalable` group only the directions of a pair's last parameters (all makers' together) are made equal, its lengths
     stay: such units differ by a factor. All other parameters, and batch norm's statistics, are drawn to the pair's mean.
@@ -69,7 +70,7 @@ class WeightTie:
     @torch.no_grad()
     def __call__(self, model: nn.Module, done: int, steps: int) -> None:
         """Draw the pairs together after the step number `done` of so many."""
-        share = 1 / max(1, steps // 2 - done + 1)
+        share = 1 / max(1, steps // 5 - done + 1)
         for tie in self._ties:
             scaled: list[_Rows] = []
             for maker in tie.wiring.makers:
@@ -83,37 +84,42 @@ class WeightTie:
                 _turn(scaled, share)
 
 
+@torch.no_grad()
+def lengths(model: nn.Module, wiring: Wiring, units: int) -> Tensor:
+    """How long each unit's last parameters are, all makers' together: (units,), float64. Of a pair the longer should stay."""
+    each = [(unit, unit) for unit in range(units)]
+    read = [rows.read()[0] for maker in wiring.makers for rows in _rows_of(model, maker, each)[1]]
+    return torch.cat(read, 1).double().norm(dim=1).cpu() if read else torch.ones(units, dtype=torch.float64)
+
+
+@torch.no_grad()
 def factors_of(model: nn.Module, images: Iterator[Tensor], merges: Sequence[Merge]) -> Factors:
     """The factors by which the kept units stand in for the removed ones best.
 
     That is the least-squares factor over what reaches the reader for these images; exact where the two are proportional,
-    and the ratio of their makers' last parameters where neither was ever active. Never negative.
+    and the ratio of their lengths where neither was ever active. Never negative.
     """
-    read = [(reader, list(pairs)) for wiring, pairs in merges for reader in wiring.readers]
-    products = [torch.zeros(3, len(pairs), dtype=torch.float64) for _, pairs in read]
+    of_reader = [(reader, list(pairs)) for wiring, pairs in merges for reader in wiring.readers]
+    sums = [torch.zeros(3, len(pairs), dtype=torch.float64) for _, pairs in of_reader]
+
+    def add(number: int, values: Tensor) -> None:
+        kept, gone = (values[list(units)].double() for units in zip(*of_reader[number][1], strict=True))
+        sums[number] += torch.stack([(kept * kept).sum(1), (kept * gone).sum(1), (gone * gone).sum(1)]).cpu()
+
     for batch in images:
-        for sums, (_, pairs), values in zip(products, read, _read(model, batch, [reader for reader, _ in read]), strict=True):
-            kept, gone = (values[list(units)].double() for units in zip(*pairs, strict=True))
-            sums += torch.stack([(kept * kept).sum(1), (kept * gone).sum(1), (gone * gone).sum(1)]).cpu()
-    lengths = [_lengths(model, wiring, pairs) for wiring, pairs in merges for _ in wiring.readers]
-    factors = iter([_least_squares(sums[0], sums[1], sums[2], ratio) for sums, ratio in zip(products, lengths, strict=True)])
-    return [[next(factors) for _ in wiring.readers] for wiring, _ in merges]
+        _listen(model, batch, [reader for reader, _ in of_reader], add)
+    remaining = iter(sums)
+    factors: Factors = []
+    for wiring, pairs in merges:
+        long = lengths(model, wiring, len(wiring.kinds))
+        ratios = torch.stack([long[gone] / long[kept] for kept, gone in pairs])
+        factors.append([_least_squares(next(remaining), ratios) for _ in wiring.readers])
+    return factors
 
 
-@torch.no_grad()
-def _lengths(model: nn.Module, wiring: Wiring, pairs: Sequence[Pair]) -> Tensor:
-    """How many times longer the last parameters of a pair's removed unit are than those of the kept one."""
-    read = [rows.read() for maker in wiring.makers for rows in _rows_of(model, maker, pairs)[1]]
-    if not read:
-        return torch.ones(len(pairs), dtype=torch.float64)
-    kept, gone = (torch.cat([pair[side] for pair in read], 1).double().norm(dim=1).cpu() for side in (0, 1))
-    ratio: Tensor = gone / kept
-    return ratio
-
-
-@torch.no_grad()
-def _least_squares(kept: Tensor, both: Tensor, gone: Tensor, ratio: Tensor) -> list[float]:
-    factors = torch.where(kept > 0, both / kept, torch.where(gone > 0, 0.0, ratio))
+def _least_squares(sums: Tensor, ratios: Tensor) -> list[float]:
+    kept, both, gone = sums
+    factors = torch.where(kept > 0, both / kept, torch.where(gone > 0, 0.0, ratios))
     return [float(factor) for factor in factors.nan_to_num(0.0, 0.0, 0.0).clamp(min=0)]
 
 
@@ -135,9 +141,12 @@ def silent_units(model: nn.Module, images: Iterator[Tensor], wirings: Sequence[W
     """For each group how many of its units are zero at all their readers, for all these images."""
     readers = [reader for wiring in wirings for reader in wiring.readers]
     active = [torch.zeros(len(reader.inputs), dtype=torch.bool) for reader in readers]
+
+    def look(number: int, values: Tensor) -> None:
+        active[number] |= (values != 0).any(1).cpu()
+
     for batch in images:
-        for seen, values in zip(active, _read(model, batch, readers), strict=True):
-            seen |= (values != 0).any(1).cpu()
+        _listen(model, batch, readers, look)
     of_readers = iter(active)
     return [
         sum(1 for each in zip(*(next(of_readers) for _ in wiring.readers), strict=True) if not any(each)) for wiring in wirings
@@ -158,31 +167,33 @@ def _redirect(module: nn.Module, stays: int, goes: int, factor: float) -> None:
             module.weight[rows, stays % width] += factor * module.weight[rows, goes % width]
 
 
-def _read(model: nn.Module, images: Tensor, readers: Sequence[Reader]) -> list[Tensor]:
-    """What reaches each reader: (units, values), the values over its calls, images, positions and a unit's channels."""
-    found: list[list[Tensor]] = [[] for _ in readers]
+@torch.no_grad()
+def _listen(model: nn.Module, images: Tensor, readers: Sequence[Reader], heard: Callable[[int, Tensor], Any]) -> None:
+    """Call `heard(number, values)` whenever the reader of that number is reached: (units, values), the values over images,
+    positions and a unit's channels. Nothing is held: what is heard at one layer may go before the next one computes.
+    """
 
-    def watch(reader: Reader, calls: list[Tensor]) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            index = torch.tensor(reader.inputs, device=inputs[0].device)
-            values = inputs[0].movedim(-1 if isinstance(module, nn.Linear) else 1, 0)[index.flatten()]
-            calls.append(values.reshape(len(reader.inputs), -1))
+    def watch(number: int, reader: Reader) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            tensor = next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor))
+            index = torch.tensor(reader.inputs, device=tensor.device)
+            values = tensor.movedim(-1 if isinstance(module, nn.Linear) else 1, 0)[index.flatten()]
+            heard(number, values.reshape(len(reader.inputs), -1))
 
-        return model.get_submodule(reader.module).register_forward_pre_hook(hook)
+        return model.get_submodule(reader.module).register_forward_pre_hook(hook, with_kwargs=True)
 
-    handles = [watch(reader, calls) for reader, calls in zip(readers, found, strict=True)]
+    handles = [watch(number, reader) for number, reader in enumerate(readers)]
     try:
-        with evaluating(model), torch.no_grad():
-            model(images)
+        with evaluating(model):
+            model(images.to(next(model.parameters()).device))
     finally:
         for handle in handles:
             handle.remove()
-    return [torch.cat(calls, 1) for calls in found]
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Two sets of rows of one tensor: the first and the second unit of each pair. `signs` turn the second ones first."""
+    """Rows of one tensor, (pairs, rows of a unit) for the first and the second unit of each pair. `signs` turn the second."""
 
     tensor: Tensor
     first: Tensor
@@ -190,32 +201,33 @@ class _Rows:
     signs: Tensor | None = None
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Both, each (pairs, values), the second ones turned."""
-        first, second = (self.tensor[rows].flatten(1) if self.tensor.ndim > 1 else self.tensor[rows, None] for rows in self._both)
-        return first, second if self.signs is None else second * self.signs[:, None]
+        """Both units' values, each (pairs, values), the second ones turned."""
+        return self.tensor[self.first].flatten(1), self._turned(self.tensor[self.second]).flatten(1)
 
     def write(self, first: Tensor, second: Tensor) -> None:
         """Put them back."""
-        if self.signs is not None:
-            second = second * self.signs[:, None]
-        for rows, values in zip(self._both, (first, second), strict=True):
-            self.tensor[rows] = values.reshape(len(rows), *self.tensor.shape[1:])
+        shape = (*self.first.shape, *self.tensor.shape[1:])
+        self.tensor[self.first] = first.reshape(shape)
+        self.tensor[self.second] = self._turned(second.reshape(shape))
 
-    @property
-    def _both(self) -> tuple[Tensor, Tensor]:
-        return self.first, self.second
+    def _turned(self, values: Tensor) -> Tensor:
+        return values if self.signs is None else values * self.signs.reshape(*self.signs.shape, *(1,) * (values.ndim - 2))
 
 
 def _rows_of(model: nn.Module, maker: Maker, pairs: Sequence[Pair]) -> tuple[list[_Rows], list[_Rows]]:
-    """A maker's tensors at the pairs' units: those that must be equal, and its last parameters."""
+    """A maker's trainable tensors at the pairs' units: those that must be equal, and its last parameters."""
     module = model.get_submodule(maker.module)
     device = next(model.parameters()).device
-    first, second = (torch.tensor([maker.channels[pair[side]] for pair in pairs], device=device) for side in (0, 1))
+    first, second = (torch.tensor([maker.rows[pair[side]] for pair in pairs], device=device) for side in (0, 1))
     own: list[Tensor] = [each for each in module.parameters(recurse=False) if each.requires_grad]
-    if isinstance(module, nn.ConvTranspose2d):  # its weight has the outputs on the second axis
+    if isinstance(module, nn.ConvTranspose2d) and module.groups == 1:  # its weight has the outputs on the second axis
         own = [each.transpose(0, 1) if each.ndim > 1 else each for each in own]
+    per_row = 1 + max(max(rows) for rows in maker.rows)
+    own = [each for each in own if each.ndim and len(each) >= per_row]  # not PReLU's one slope for all channels
+    if not own and any(True for _ in module.parameters(recurse=False)):
+        return [], []  # frozen: a tie may not change it
     if not maker.norm:
-        statistics = [each for each in module.buffers(recurse=False) if each.is_floating_point()]
+        statistics = [each for each in module.buffers(recurse=False) if each.is_floating_point() and each.ndim]
         return [_Rows(each, first, second) for each in statistics], [_Rows(each, first, second) for each in own]
     norm = model.get_submodule(maker.norm)
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
@@ -223,7 +235,8 @@ def _rows_of(model: nn.Module, maker: Maker, pairs: Sequence[Pair]) -> tuple[lis
     last: list[_Rows] = []
     if norm.affine:
         signs = torch.where((norm.weight[first] < 0) == (norm.weight[second] < 0), 1.0, -1.0).to(norm.weight)
-        last = [_Rows(norm.weight, first, second, signs), _Rows(norm.bias, first, second)]
+        last = [_Rows(norm.weight, first, second, signs)] if norm.weight.requires_grad else []
+        last += [_Rows(norm.bias, first, second)] if norm.bias.requires_grad else []
     equal = [_Rows(each, first, second, signs) for each in own]
     if norm.running_mean is not None and norm.running_var is not None:
         equal += [_Rows(norm.running_mean, first, second, signs), _Rows(norm.running_var, first, second)]
@@ -235,10 +248,10 @@ def _turn(scaled: Sequence[_Rows], share: float) -> None:
     read = [rows.read() for rows in scaled]
     widths = [first.shape[1] for first, _ in read]
     vectors = [torch.cat([pair[side] for pair in read], 1) for side in (0, 1)]
-    lengths = [vector.norm(dim=1, keepdim=True) for vector in vectors]
+    long = [vector.norm(dim=1, keepdim=True) for vector in vectors]
     middle = nn.functional.normalize(vectors[0] + vectors[1], dim=1)
     turned = []
-    for vector, length in zip(vectors, lengths, strict=True):
+    for vector, length in zip(vectors, long, strict=True):
         direction = nn.functional.normalize(vector, dim=1).lerp(middle, share)
         turned.append(length * nn.functional.normalize(direction, dim=1))
     for rows, first, second in zip(scaled, turned[0].split(widths, 1), turned[1].split(widths, 1), strict=True):

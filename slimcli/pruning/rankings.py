@@ -29,18 +29,24 @@ class GroupView:
 
 def history_pairs(view: GroupView, count: int) -> Choice:
     """HBFP: the pairs whose norms ran alike; of each the filter with the lower norm goes. Pairs of two kinds come last."""
-    distances = pair_distances(view.histories, view.distance)
-    if view.kinds:
-        kinds = torch.tensor(view.kinds)
-        first, second = torch.triu_indices(len(kinds), len(kinds), 1)
-        distances = torch.where(kinds[first] == kinds[second], distances, distances + distances.max() + 1)
+    distances = _by_kind(pair_distances(view.histories, view.distance), view)
     return Choice(view.group.name, pairs=disjoint_pairs(distances, view.group.channels, count))
+
+
+def _by_kind(distances: Tensor, view: GroupView) -> Tensor:
+    """The distances of all pairs, those of two kinds made larger than all others."""
+    if not view.kinds:
+        return distances
+    kinds = torch.tensor(view.kinds)
+    first, second = torch.triu_indices(len(kinds), len(kinds), 1)
+    return torch.where(kinds[first] == kinds[second], distances, distances + distances.max() + 1)
 
 
 def random_pairs(view: GroupView, count: int) -> Choice:
     """Pairs drawn at random, of each the filter with the lower norm goes: the control for how pairs are found."""
-    drawn = torch.randperm(view.group.channels, generator=view.generator)[: 2 * count].view(-1, 2)
-    return Choice(view.group.name, pairs=tuple((min(pair), max(pair)) for pair in drawn.tolist()))
+    channels = view.group.channels
+    distances = torch.rand(channels * (channels - 1) // 2, generator=view.generator)
+    return Choice(view.group.name, pairs=disjoint_pairs(_by_kind(distances, view), channels, count))
 
 
 def smallest_norm(view: GroupView, count: int) -> Choice:

@@ -98,6 +98,11 @@ class _Graph:
         alone = len(readers) == 1 and isinstance(readers[0], nn.modules.batchnorm._BatchNorm)
         return readers[0] if alone else None
 
+    @staticmethod
+    def has_loose_parameters(group: Any) -> bool:
+        """Whether parameters that no module owns lose channels with the group."""
+        return any(isinstance(item.dep.target.module, nn.Parameter) for item in group)
+
     def reaches_output(self, group: Any) -> bool:
         """Whether the network's own output would lose channels."""
         return any(isinstance(item.dep.target.module, tp.ops._OutputOp) for item in group)
@@ -185,40 +190,40 @@ def verify(model: nn.Module, input_shape: Sequence[int], groups: Sequence[Channe
 def wiring_of(model: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]) -> dict[str, Wiring]:
     """For each of these groups by name: who makes its units, who reads them. The model is left as it is."""
     graph = _Graph(model, input_shape)
-    found = {}
-    for group in groups:
-        tied = graph.group(group.name, range(group.channels))
-        rows: dict[nn.Module, dict[int, int]] = {}
-        for module, own, units in graph.outputs(tied):
-            if any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))) and not isinstance(
-                module, ChannelPad
-            ):
-                rows.setdefault(module, {}).update(zip(units, own, strict=True))
-        norms = {module: norm for module in rows if (norm := graph.norm_of(module)) in rows and module in graph.layers.values()}
-        makers = tuple(
-            Maker(
-                graph.names[module],
-                tuple(channels[unit] for unit in range(group.channels)),
-                graph.names[norms[module]] if module in norms else "",
-            )
-            for module, channels in rows.items()
-            if module not in norms.values()
-        )
-        read: dict[nn.Module, list[list[int]]] = {}
-        for module, own, units in graph.inputs(tied):
-            inputs = read.setdefault(module, [[] for _ in range(group.channels)])
-            for unit, channel in zip(units, own, strict=True):
-                if channel not in inputs[unit]:
-                    inputs[unit].append(channel)
-        readers = tuple(Reader(graph.names[module], tuple(map(tuple, inputs))) for module, inputs in read.items())
-        sources: list[list[Any]] = [[] for _ in range(group.channels)]
-        for module, own, units in graph.outputs(tied):
-            if isinstance(module, ChannelPad):
-                for unit, row in zip(units, own, strict=True):
-                    sources[unit].append((graph.names[module], module.selects[row].tolist()))
-        kinds = tuple(sources.index(source) for source in sources)
-        found[group.name] = Wiring(makers, readers, kinds)
-    return found
+    return {group.name: _wiring(graph, group) for group in groups}
+
+
+def _wiring(graph: _Graph, group: ChannelGroup) -> Wiring:
+    tied = graph.group(group.name, range(group.channels))
+    made: dict[nn.Module, list[list[int]]] = {}
+    read: dict[nn.Module, list[list[int]]] = {}
+    sources: list[list[Any]] = [[] for _ in range(group.channels)]
+    for module, own, units in graph.outputs(tied):
+        if isinstance(module, ChannelPad):
+            for unit, row in zip(units, own, strict=True):
+                sources[unit].append((graph.names[module], module.selects[row].tolist()))
+        elif any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            _collect(made.setdefault(module, [[] for _ in range(group.channels)]), own, units)
+    for module, own, units in graph.inputs(tied):
+        _collect(read.setdefault(module, [[] for _ in range(group.channels)]), own, units)
+    if graph.has_loose_parameters(tied):
+        sources = [[unit] for unit in range(group.channels)]
+    layers = set(graph.layers.values())
+    norms = {module: norm for module in made if module in layers and (norm := graph.norm_of(module)) in made}
+    makers = tuple(
+        Maker(graph.names[module], tuple(map(tuple, rows)), graph.names[norms[module]] if module in norms else "")
+        for module, rows in made.items()
+        if module not in norms.values()
+    )
+    readers = tuple(Reader(graph.names[module], tuple(map(tuple, inputs))) for module, inputs in read.items())
+    return Wiring(makers, readers, tuple(sources.index(source) for source in sources))
+
+
+def _collect(found: list[list[int]], own: Sequence[int], units: Sequence[int]) -> None:
+    """Put each of a module's channels to the unit that it belongs to, once."""
+    for unit, channel in zip(units, own, strict=True):
+        if channel not in found[unit]:
+            found[unit].append(channel)
 
 
 def remove(model: nn.Module, input_shape: Sequence[int], removal: Removal) -> dict[str, list[int]]:

@@ -122,7 +122,7 @@ class Engine:
                     correct = (logits.detach().argmax(1) == labels).sum()
                     return torch.stack([loss.detach().double() * len(labels), correct.double()])
 
-                with self.group.losses_named(), self._memory_named(where):
+                with self.group.losses_named(), self.memory_named(where):
                     loss, top1 = self._epoch(part, step, bar, where)
                     self._share_statistics(model)
                 if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
@@ -213,7 +213,7 @@ class Engine:
         model.eval()
         seed_everything(self.settings.seed, self.epochs_done)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        with self.group.losses_named(), self._memory_named("measuring accuracy"):
+        with self.group.losses_named(), self.memory_named("measuring accuracy"):
             for images, labels in loader.shard(self.group.rank, self.group.size).epoch(0):
                 if not len(labels):
                     continue
@@ -226,7 +226,7 @@ class Engine:
         return Score(100 * correct / samples, loss / samples, int(samples))
 
     @contextmanager
-    def _memory_named(self, where: str) -> Iterator[None]:
+    def memory_named(self, where: str) -> Iterator[None]:
         """Say which batch size to try where memory runs out."""
         try:
             yield

@@ -766,3 +766,20 @@ def test_a_dict_inside_itself_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(checkpoint, "read", lambda *_: endless)
     with pytest.raises(CheckpointError):
         checkpoint.load(tmp_path / "model.pt", "lenet5")
+
+
+def test_first_weights_travel_with_a_checkpoint_and_must_have_its_shapes(tmp_path: Path) -> None:
+    model = resolve.build("lenet5", 10, (1, 28, 28))
+    known = checkpoint.Checkpoint(
+        model.state_dict(), "lenet5", 10, (1, 28, 28), first=resolve.build("lenet5", 10, (1, 28, 28)).state_dict()
+    )
+    checkpoint.save(tmp_path / "a.pt", known)
+    again = checkpoint.load(tmp_path / "a.pt")
+    assert known.first is not None
+    assert again.first is not None
+    assert all(torch.equal(value, again.first[name]) for name, value in known.first.items())
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    content["first"]["conv1.weight"] = content["first"]["conv1.weight"][:-1].clone()
+    torch.save(content, tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match="first weights"):
+        checkpoint.load(tmp_path / "b.pt")

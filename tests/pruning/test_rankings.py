@@ -60,10 +60,11 @@ def test_a_criterion_decides_the_same_twice(criterion: str) -> None:
     assert CRITERIA[criterion](some_view(seed=4), 3) == CRITERIA[criterion](some_view(seed=4), 3)
 
 
+@pytest.mark.parametrize("criterion", ["history", "random-pairs"])
 @given(st.integers(0, 999), st.integers(1, 4))
-def test_pairs_of_one_kind_come_before_pairs_of_two(seed: int, count: int) -> None:
+def test_pairs_of_one_kind_come_before_pairs_of_two(criterion: str, seed: int, count: int) -> None:
     group = replace(some_view(8, 1, seed), kinds=(0, 0, 0, 0, 4, 5, 6, 7))
-    pairs = CRITERIA["history"](group, count).pairs
+    pairs = CRITERIA[criterion](group, count).pairs
     alike = [pair for pair in pairs if max(pair) < 4]
     assert len(alike) == min(2, count)
     assert pairs[: len(alike)] == tuple(alike)
