@@ -33,8 +33,6 @@ def loaders() -> tuple[DataLoader, DataLoader, DataLoader]:
 
     def batches(images: ImageFolder | Subset, shuffle: bool = False) -> DataLoader:
         generator = torch.Generator()  # its own: the order of an epoch then follows from the epoch's number
-        return DataLoader(
-            images, BATCH, shuffle=shuffle, num_workers=workers, generator=generator, persistent_workers=workers > 0
-        )
+        return DataLoader(images, BATCH, shuffle=shuffle, num_workers=workers, generator=generator)
 
     return batches(Subset(train, sorted(order[held:])), True), batches(Subset(plain, sorted(order[:held]))), batches(test)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from slimcli.data.loaders import Data
 from slimcli.data.sources import open_data
-from slimcli.errors import DivergedError
+from slimcli.errors import ArchError, DivergedError
 from slimcli.networks import checkpoint
 from slimcli.pipeline.origins import Known, builder
 from slimcli.pipeline.prune import Loop, start
@@ -43,6 +45,14 @@ class Pruned:
     budget_met: bool
 
 
+def _builder_of(model: nn.Module, arch: str, data: Data) -> Callable[[], nn.Module]:
+    """What builds the network anew; `ArchError` where `arch` names another one."""
+    build = builder(arch, data.classes, data.shape)
+    if build().state_dict().keys() != model.state_dict().keys():
+        raise ArchError(f"the network given is no {arch}: their layers have other names", "name the arch that built it, or none")
+    return build
+
+
 def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: Any) -> Pruned:
     """Prune a network in memory; the one given is left as it is.
 
@@ -57,7 +67,7 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
     known = copy.deepcopy(history) if history is not None else NormHistory(norm=resolved.norm)
     if history is not None:
         known.check_fits(network)
-    past = Known(build=builder(resolved.arch, data.classes, data.shape) if resolved.arch else None)
+    past = Known(build=_builder_of(network, resolved.arch, data) if resolved.arch else None)
     resolved = replace(resolved, arch=type(model).__name__)
     engine.group.launch()
     outcome = Loop(*start(network, data, known, resolved, past), data, resolved, engine).run()

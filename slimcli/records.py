@@ -129,7 +129,8 @@ class Iteration:
 class Trial:
     """A last retraining that was tried: where it started, its epochs, and what came of it on the held-out split.
 
-    `continued`: it went on from the trial of that start that had done best.
+    `continued`: it went on from the trial of that start that had done best. `lost`: its loss was, even with a lowered
+    learning rate; then there is no accuracy.
     """
 
     start: str
@@ -138,6 +139,7 @@ class Trial:
     loss: float
     continued: bool = False
     chosen: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import shutil
 import time
 import tomllib
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -51,8 +52,17 @@ class RunDir:
         self.last_good = self.state / "last.pt"
         self.previous = self.state / "previous.pt"
         self.dense = self.state / "dense.pt"
+        self.teacher = self.state / "teacher.pt"
         self._lock: IO[bytes] | None = None
         self._last_is_damaged = False
+
+    def check_apart(self, inputs: Iterable[str | None]) -> None:
+        """Raise `RunDirError` where the folder holds what the run is to start from: overwriting would destroy it."""
+        for name in inputs:
+            if name and Path(name).resolve().is_relative_to(self.path.resolve()):
+                raise RunDirError(
+                    f"{name} lies in {self.path}, the run folder that would be written", "name another folder with -o"
+                )
 
     def check_free(self, overwrite: bool = False) -> None:
         """Raise `RunDirError` unless a new run may be written here: nothing there, or a run that may be overwritten."""

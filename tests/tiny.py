@@ -174,6 +174,19 @@ class Sloped(Tiny):
         return self.fc(F.relu(self.c(x)).mean((2, 3)))
 
 
+class OneSlope(Tiny):
+    """One slope for all channels, a layer that is called by keyword, and batch norm behind the flattened maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.slope, self.b = nn.Conv2d(3, 6, 3), nn.PReLU(), nn.Conv2d(6, 5, 3)
+        self.norm, self.fc1, self.fc2 = nn.BatchNorm1d(5 * 16), nn.Linear(5 * 16, 7), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.b(input=self.slope(self.a(x))))
+        return self.fc2(F.relu(self.fc1(self.norm(torch.flatten(x, 1)))))
+
+
 class Unscaled(Tiny):
     """Batch norm without scales of its own: its statistics alone say how wide it is."""
 

@@ -42,6 +42,7 @@ class Prepared:
     dense_test: Score | None = None
     code: str | None = None
     """Where the arch's code lies, where that is not what the checkpoint says (a run that goes on in another folder)."""
+    teacher: Checkpoint | None = None
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,16 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from slimcli import processes
 from slimcli.data.sources import absolute
 from slimcli.environment import environment
-from slimcli.errors import CheckpointError, RunDirError
+from slimcli.errors import ArchError, CheckpointError, RunDirError
 from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.finish import Prepared, Result, finish, frozen, snapshot
 from slimcli.pipeline.origins import Known, builder
 from slimcli.pipeline.prune import Loop, go_on, start
 from slimcli.pipeline.resume import check_data, cut_journal, folder_of, is_complete, read_state, resumable, settings_of
-from slimcli.pipeline.state import DONE, Nowhere, State
+from slimcli.pipeline.state import DONE, Nowhere, State, checksum
 from slimcli.pipeline.subject import Subject, check_takes, open_subject
 from slimcli.progress import Progress
 from slimcli.pruning import methods
@@ -56,10 +54,9 @@ def prepare(settings: PruneSettings) -> Prepared:
             f"no norm history: {settings.observe_epochs} epochs are observed first (--observe-epochs, or --history FILES)"
         )
     settings = replace(settings, arch=subject.checkpoint.arch)
-    if settings.teacher:
-        _teacher(settings, subject)
+    teacher = _teacher(settings, subject)
     state, plan, origins = start(subject.model, subject.data, history, settings, _past(subject, settings.arch or ""))
-    return Prepared(settings, subject, state, plan, origins, tuple(notes))
+    return Prepared(settings, subject, state, plan, origins, tuple(notes), teacher=teacher)
 
 
 def _past(subject: Subject, arch: str) -> Known:
@@ -67,12 +64,18 @@ def _past(subject: Subject, arch: str) -> Known:
     return Known(known.first, builder(arch, known.classes, known.input_shape))
 
 
-def _teacher(settings: PruneSettings, subject: Subject) -> nn.Module | None:
-    """The network that teaches where it is not the one that pruning begins with."""
+def _teacher(settings: PruneSettings, subject: Subject, run: RunDir | None = None) -> checkpoint.Checkpoint | None:
+    """The checkpoint that teaches where it is not the network that pruning begins with; of a run that goes on, its copy."""
     if settings.teacher is None:
         return None
-    teacher = checkpoint.load(settings.teacher).build().to(next(subject.model.parameters()).device)
-    check_takes(teacher, subject.data, settings.teacher)
+    path = str(run.teacher) if run is not None and run.teacher.exists() else settings.teacher
+    try:
+        teacher = checkpoint.load(path)
+    except (ArchError, CheckpointError):
+        if settings.arch is None:
+            raise
+        teacher = checkpoint.load(path, settings.arch, input_shape=subject.checkpoint.input_shape)
+    check_takes(teacher.build().to(next(subject.model.parameters()).device), subject.data, path)
     return teacher
 
 
@@ -92,7 +95,9 @@ def _prepare_again(settings: PruneSettings, run: RunDir, content: JsonDict) -> P
     settings = replace(settings, arch=content["arch"])
     past = _past(subject, code or settings.arch or "")
     state, plan, origins = go_on(content["resume"], subject.model, subject.data, settings, past)
-    return Prepared(settings, subject, state, plan, origins, tuple(content["notes"]), Score(**content["dense_test"]), code)
+    teacher = _teacher(replace(settings, arch=code or settings.arch), subject, run)
+    dense_test = Score(**content["dense_test"])
+    return Prepared(settings, subject, state, plan, origins, tuple(content["notes"]), dense_test, code, teacher)
 
 
 def _history(settings: PruneSettings, subject: Subject) -> NormHistory:
@@ -153,7 +158,7 @@ def run(
     progress = progress or Progress()
     if out is not None and processes.is_main():
         RunDir(out).check_free(overwrite)
-        _check_apart(out, [settings.model, *(settings.history or ()), *([settings.teacher] if settings.teacher else [])])
+        RunDir(out).check_apart([settings.model, settings.teacher, *(settings.history or ())])
     job = prepare(settings)
     engine = _launched(job, progress)
     if not processes.is_main():
@@ -226,12 +231,8 @@ def _launched(job: Prepared, progress: Progress) -> Engine:
     engine = Engine(job.settings, progress if processes.is_main() else Progress())
     engine.group.launch()
     engine.group.agree("data", job.subject.data.fingerprint)
-    engine.group.agree("a network", f"{_checksum(job.subject.model)} {_checksum(job.state.network.model)} {job.state.stage}")
+    engine.group.agree("a network", f"{checksum(job.subject.model)} {checksum(job.state.network.model)} {job.state.stage}")
     return engine
-
-
-def _checksum(model: nn.Module) -> str:
-    return str(sum(float(value.double().abs().sum()) for value in model.state_dict().values()))
 
 
 def _put_dense_aside(job: Prepared, folder: RunDir) -> None:
@@ -239,6 +240,8 @@ def _put_dense_aside(job: Prepared, folder: RunDir) -> None:
     known = job.subject.checkpoint
     arch = absolute(known.arch)  # as in the recipe
     checkpoint.save(folder.dense, replace(known, state_dict=job.subject.model.state_dict(), metrics={}, arch=arch))
+    if job.teacher is not None:
+        checkpoint.save(folder.teacher, replace(job.teacher, arch=absolute(job.teacher.arch), first=None))
 
 
 class _StateFile:
@@ -268,13 +271,6 @@ class _StateFile:
         return dict(content["resume"])
 
 
-def _check_apart(out: Path, inputs: Sequence[str]) -> None:
-    """Raise `RunDirError` where the run folder holds what the run is to start from: overwriting would destroy it."""
-    for name in inputs:
-        if Path(name).resolve().is_relative_to(out.resolve()):
-            raise RunDirError(f"{name} lies in {out}, the run folder that would be written", "name another folder with -o")
-
-
 def _resolved(job: Prepared, engine: Engine) -> PruneSettings:
     """The settings with everything that was found out filled in, so that the recipe stands alone."""
     data, arch = job.subject.data, job.settings.arch or ""
@@ -299,7 +295,8 @@ def _carry_out(job: Prepared, folder: RunDir | None, engine: Engine) -> Result |
     settings, subject, data, state = job.settings, job.subject, job.subject.data, job.state
     dense_test = job.dense_test or engine.evaluate(subject.model, data.test)
     state.dense = state.dense or engine.evaluate(subject.model, data.held_out)
-    loop = Loop(state, job.plan, job.origins, data, settings, engine, _teacher(settings, subject))
+    teacher = job.teacher.build().to(engine.device) if job.teacher is not None else None
+    loop = Loop(state, job.plan, job.origins, data, settings, engine, teacher)
     if folder is None:
         loop.store = Nowhere()
     else:

@@ -28,7 +28,7 @@ from slimcli.pipeline.decisions import (
 )
 from slimcli.pipeline.origins import UNKNOWN, Known, Origins, starts_of
 from slimcli.pipeline.plan import Plan
-from slimcli.pipeline.state import DONE, InMemory, Network, State, Store
+from slimcli.pipeline.state import DONE, InMemory, Network, State, Store, checksum
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
 from slimcli.pruning.merging import factors_of, merge
@@ -177,7 +177,7 @@ class Loop:
         done = len(state.iterations)
         if self.plan.budget.met(state.kept, done) or not any(counts.values()):
             state.reason = self.plan.budget.ending(state.kept, done)
-            return "final"
+            return self._saved("final")
         self._since, state.seconds = time.perf_counter(), 0.0
         state.network = copy.deepcopy(state.kept)
         generator = torch.Generator()
@@ -257,16 +257,17 @@ class Loop:
         if not self._retrains or len(state.trials) == len(self._starts):
             return "accept"
         start, epochs = self._starts[len(state.trials)]
+        if start == "best" and state.best is None:
+            return "accept"  # the loss of every start was lost
         if state.fit is None and start == "best":
             assert state.best is not None
             state.network = copy.deepcopy(state.best)
         elif state.fit is None:
             state.network = self._origins.start(start, state.kept, self.settings)
-            self.engine.group.agree(f"a network to retrain ({start})", _checksum(state.network.model))
+            self.engine.group.agree(f"a network to retrain ({start})", checksum(state.network.model))
         annealed = "onecycle" if self.settings.schedule == "constant" else None
-        lr = self.settings.final_lr or self.settings.lr
         name = "final" if len(self._starts) == 1 else f"final ({start})"
-        self._train(epochs, name, Objective(teacher=self._teacher), annealed, lr)
+        self._train(epochs, name, Objective(teacher=self._teacher), annealed, self.settings.final_lr)
         return "compare"
 
     def compare(self) -> str:
@@ -299,7 +300,7 @@ class Loop:
         state = self.state
         state.network = state.best or state.kept
         state.held_out = self.engine.evaluate(state.network.model, self.data.held_out)
-        if self._retrains and self.engine.group.broadcast(state.held_out.top1 < self._lowest):
+        if state.best is not None and self.engine.group.broadcast(state.held_out.top1 < self._lowest):
             state.network = state.kept
             state.trials = [replace(trial, chosen=False) for trial in state.trials]
             state.reason += "; the last retraining lost accuracy and was taken back"
@@ -371,23 +372,34 @@ class Loop:
         return stage
 
     def _recover(self, error: DivergedError) -> None:
-        """Go back to the last saved state with a lower learning rate; if that was tried, end with the last kept network."""
+        """Go back to the last saved state with a lower learning rate. If that was tried: of several last retrainings go on with
+        the next, else end with the last network that was kept.
+        """
         content = self.engine.group.broadcast(self.store.load() if processes.is_main() else {})
-        self.state = State.from_content(content, self._dense, self.data.shape)
-        self.engine.epochs_done = self.state.epochs
-        if self.state.lr_scale < 1:
-            self.state.network, self.state.fit = self.state.best or self.state.kept, None
-            self.state.diverged = f"{error.message}, also with a lowered learning rate"
-            self.state.reason = self.state.diverged
-            self.state.held_out = self.engine.evaluate(self.state.network.model, self.data.held_out)
-            self.state.kept, self.state.best = self.state.network, None
-            self._saved(DONE)
+        self.state = state = State.from_content(content, self._dense, self.data.shape)
+        self.engine.epochs_done = state.epochs
+        if state.lr_scale == 1:
+            rate = (self.settings.final_lr if state.stage == "final" else None) or self.settings.lr
+            state.lr_scale = self.engine.lr_scale = LOWERED
+            lowered = rate * LOWERED
+            warning = f"{error.message}: back to the last saved state, with a learning rate of {lowered:.2g}"
+            self.engine.progress.warn(warning)
+            self.note("diverged", message=error.message, lr=lowered)
+            self._save()
             return
-        self.state.lr_scale = self.engine.lr_scale = LOWERED
-        lowered = self.settings.lr * LOWERED
-        self.engine.progress.warn(f"{error.message}: back to the last saved state, with a learning rate of {lowered:.2g}")
-        self.note("diverged", message=error.message, lr=lowered)
-        self._save()
+        state.fit = None
+        if state.stage == "final" and len(self._starts) > 1:
+            start, epochs = self._starts[len(state.trials)]
+            state.trials.append(Trial(start, epochs, 0.0, 0.0, continued=start == "best", lost=True))
+            self.note("trial", **asdict(state.trials[-1]))
+            self.engine.progress.warn(f"{error.message}, also with a lowered learning rate: this last retraining is given up")
+            state.lr_scale = self.engine.lr_scale = 1.0
+            self._saved("final")
+            return
+        state.network = state.kept
+        state.diverged = f"{error.message}, also with a lowered learning rate"
+        state.reason = state.diverged
+        self._saved("accept")
 
     def _dead(self) -> dict[str, int]:
         if not processes.is_main():
@@ -418,10 +430,6 @@ def _standard_error(score: Score) -> float:
     """Of a top-1 accuracy, in points."""
     share = score.top1 / 100
     return 100 * math.sqrt(share * (1 - share) / score.samples)
-
-
-def _checksum(model: nn.Module) -> str:
-    return str(sum(float(value.double().abs().sum()) for value in model.state_dict().values()))
 
 
 def _line(step: Iteration, dense: Score, plan: Plan, network: Network) -> str:

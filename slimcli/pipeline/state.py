@@ -136,6 +136,11 @@ class State:
         )
 
 
+def checksum(model: nn.Module) -> str:
+    """Of all weights: what all processes of a run must agree on."""
+    return str(sum(float(value.double().abs().sum()) for value in model.state_dict().values()))
+
+
 def _choice(plain: Mapping[str, Any]) -> Choice:
     return Choice(plain["group"], tuple((i, j) for i, j in plain["pairs"]), tuple(plain["filters"]))
 

@@ -30,7 +30,12 @@ from slimcli.report import card
 from slimcli.settings import PruneSettings, TrainSettings
 
 _TABLES = ("seeds", "train", "prune", "card")
-_LABELS = ("name", "reference", "hidden", "from", "match", "at_most", "seeds")
+_LABELS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "train": {"name": str, "reference": (str, int, float), "hidden": bool, "match": str, "at_most": int, "seeds": list},
+    "prune": {"name": str, "reference": (str, int, float), "hidden": bool, "from": str, "seeds": list},
+}
+"""What a table may say beside its command's settings, and of what type."""
+_CARD = ("file", "title", "about", "recipe")
 _MATCHES = ("epochs", "compute")
 _REFERENCES = ("like", "teacher")
 
@@ -153,8 +158,27 @@ def read(path: Path, seeds: Sequence[int] | None = None) -> Recipe:
         steps.append(_step(folder, table, steps, path))
     wanted = content.get("card")
     if wanted is not None:
+        for key in wanted:
+            if key not in _CARD:
+                raise SettingsError(f"{path}: [card] has an unknown key {key!r}", suggest(key, _CARD[:-1]))
         _check_card(Path(wanted.get("recipe", path)), str(wanted.get("file", "")))
-    return Recipe(path, tuple(steps), wanted, tuple(seeds) if seeds is not None else _seeds(content, path))
+    own = content.get("seeds", []) if seeds is None else list(seeds)
+    recipe = Recipe(path, tuple(steps), wanted, _seeds(own, path))
+    _check_whole(recipe)
+    return recipe
+
+
+def _check_whole(recipe: Recipe) -> None:
+    """Raise `SettingsError` where a step starts from one that its seed does not have."""
+    folders = {step.folder for step in recipe.steps}
+    if not folders:
+        raise SettingsError(f"{recipe.path}: no step is for the seeds {list(recipe.seeds)}", "give other --seeds")
+    for step in recipe.steps:
+        for other in (step.start, step.like, step.teacher):
+            if other and other not in folders:
+                raise SettingsError(
+                    f"{recipe.path}: {step.label!r} needs {other}, whose own seeds leave it out", "give both the same seeds"
+                )
 
 
 def _tables(content: JsonDict, kind: str, path: Path) -> list[JsonDict]:
@@ -166,8 +190,7 @@ def _tables(content: JsonDict, kind: str, path: Path) -> list[JsonDict]:
     return tables
 
 
-def _seeds(content: JsonDict, path: Path) -> tuple[int, ...]:
-    seeds = content.get("seeds", [])
+def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:
     numbers = isinstance(seeds, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
     if not numbers or len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
         raise SettingsError(f"{path}: seeds = {seeds!r} is no list of different numbers from 0", "write seeds = [0, 1, 2]")
@@ -176,35 +199,61 @@ def _seeds(content: JsonDict, path: Path) -> tuple[int, ...]:
 
 def _step(folder: str, table: JsonDict, before: Sequence[Step], path: Path) -> Step:
     """The step of one table. `before` are the steps that it may name."""
-    table = dict(table)
-    labels = {key: table.pop(key) for key in _LABELS if key in table}
-    taken = {name: key for step in before for name, key in ((step.folder, step.folder), (step.label, step.folder))}
-    named = {key: taken[table.pop(key)] for key in _REFERENCES if table.get(key) in taken}
+    table, kind = dict(table), folder.partition("-")[0]
+    labels = {key: table.pop(key) for key in _LABELS[kind] if key in table}
+    for key, value in labels.items():
+        wanted = _LABELS[kind][key]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            raise SettingsError(f"{path}: {key} = {value!r} in [{kind}] is of another type", "see the recipes in models/")
+    if "seeds" in labels:
+        _seeds(labels["seeds"], path)
+    taken = {name: step.folder for step in before for name in (step.folder, step.label)}
+    if labels.get("name", folder) in taken:
+        raise SettingsError(f"{path}: two steps are called {labels['name']!r}", "give each a name of its own")
+    named = {key: taken[table.pop(key)] for key in _REFERENCES if isinstance(table.get(key), str) and table[key] in taken}
     for key in ("model", *_REFERENCES):
-        if table.get(key):
-            table[key] = str((path.parent / table[key]).resolve())
-    if folder.startswith("train"):
-        return _training(folder, table, labels, named, path)
+        if isinstance(table.get(key), str) and table[key]:
+            table[key] = str(_existing(key, table[key], taken, path))
+    return (_training if kind == "train" else _pruning)(folder, table, labels, named, before, path)
+
+
+def _existing(key: str, name: str, taken: Mapping[str, str], path: Path) -> Path:
+    """The file that a recipe names; `SettingsError` where it is neither a file nor a step."""
+    file = (path.parent / name).resolve()
+    if key != "model" and not file.exists():
+        raise SettingsError(f"{path}: {key} = {name!r} is no file and no step before it", suggest(name, list(taken)))
+    return file
+
+
+def _pruning(folder: str, table: JsonDict, labels: JsonDict, named: JsonDict, before: Sequence[Step], path: Path) -> Step:
     start = labels.pop("from", "")
-    if start and start not in taken:
-        raise SettingsError(f"{path}: from = {start!r} names no step before it", suggest(start, list(taken)))
-    start = taken[start] if start else before[-1].folder if before and not table.get("model") else ""
+    folders = {name: step.folder for step in before for name in (step.folder, step.label)}
+    if start and start not in folders:
+        raise SettingsError(f"{path}: from = {start!r} names no step before it", suggest(start, list(folders)))
+    if start and table.get("model"):
+        raise SettingsError(f"{path}: {labels.get('name', folder)!r} has a model and a from", "a step starts from one network")
+    start = folders[start] if start else before[-1].folder if before and not table.get("model") else ""
     if not start and not table.get("model"):
         raise SettingsError(f"{path}: the first [[prune]] has nothing to start from", "name its model, or add [train]")
-    settings = PruneSettings.from_recipe(table | ({"teacher": named["teacher"]} if "teacher" in named else {}))
+    if "like" in named:
+        raise SettingsError(f"{path}: like is for [train]", "leave it out")
+    teacher = named.get("teacher", "")
+    settings = PruneSettings.from_recipe(table | ({"teacher": teacher} if teacher else {}))
     methods.resolve(settings)
-    return Step(
-        folder, replace(settings, teacher=None) if named else settings, labels, start=start, teacher=named.get("teacher", "")
-    )
+    return Step(folder, replace(settings, teacher=None) if teacher else settings, labels, start=start, teacher=teacher)
 
 
-def _training(folder: str, table: JsonDict, labels: JsonDict, named: JsonDict, path: Path) -> Step:
+def _training(folder: str, table: JsonDict, labels: JsonDict, named: JsonDict, before: Sequence[Step], path: Path) -> Step:
+    if "teacher" in named:
+        raise SettingsError(f"{path}: teacher is for [prune]", "leave it out")
     settings = TrainSettings.from_recipe(table)
     match = labels.get("match")
     if match is not None and match not in _MATCHES:
         raise SettingsError(f"{path}: match = {match!r} is not known", suggest(str(match), _MATCHES))
     if match is not None and "like" not in named:
         raise SettingsError(f"{path}: match = {match!r} needs a step to be matched", 'name one: like = "..."')
+    if labels.get("at_most", 1) < 1 or ("at_most" in labels and match is None):
+        raise SettingsError(f"{path}: at_most = {labels['at_most']!r} bounds a match, from 1", "give a match, or leave it out")
     return Step(folder, settings, labels, like=named.get("like", ""))
 
 

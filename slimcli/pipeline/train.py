@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from slimcli import processes
 from slimcli.data.sources import absolute, open_data
@@ -45,6 +45,7 @@ def train(settings: TrainSettings, run: RunDir, progress: Progress | None = None
     progress = progress or Progress()
     if processes.is_main():
         run.check_free(overwrite)
+        run.check_apart([settings.like])
     job = _Job(settings, progress)
     if not processes.is_main():
         return job.carry_out(None)
@@ -92,13 +93,15 @@ def _resolved(settings: TrainSettings, job: _Job) -> TrainSettings:
     )
 
 
-def _take_shape(model: nn.Module, settings: TrainSettings) -> None:
-    """Make the freshly built network as narrow as the slim one in the checkpoint `settings.like`."""
-    assert settings.like is not None
-    like = checkpoint.load(settings.like, settings.arch)
-    if like.foreign:
-        raise CheckpointError(f"{settings.like} is no slimcli checkpoint", "name the model.pt of a pruning run")
-    checkpoint.fresh(model, like.state_dict)
+def _shape_of(path: str, arch: str) -> dict[str, Tensor]:
+    """The state dict of the slim network in a checkpoint, which must be of that arch."""
+    like = checkpoint.load(path, arch if resolve.is_foreign(arch) else None)
+    if like.arch != arch:
+        raise CheckpointError(
+            f"--like {path} is a {like.arch}, not a {arch}", f"train that: slim train {like.arch} --like {path}"
+        )
+    like.build()
+    return like.state_dict
 
 
 class _Job:
@@ -111,8 +114,8 @@ class _Job:
         self.engine = Engine(settings, progress if processes.is_main() else Progress())
         self.data = open_data(settings, batch_size=settings.batch_size, seed=settings.seed, device=str(self.engine.device))
         self.model = resolve.build(settings.arch, self.data.classes, self.data.shape)
-        if settings.like is not None:
-            _take_shape(self.model, settings)
+        if settings.like is not None:  # a run that goes on knows its shape: that file may be gone
+            checkpoint.fresh(self.model, content["state_dict"] if content else _shape_of(settings.like, settings.arch))
         self.model.to(self.engine.device)
         check_takes(self.model, self.data, settings.arch)
         self.history = NormHistory(self.model, settings.norm)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -218,7 +219,7 @@ def _rows_of(model: nn.Module, maker: Maker, pairs: Sequence[Pair]) -> tuple[lis
     """A maker's trainable tensors at the pairs' units: those that must be equal, and its last parameters."""
     module = model.get_submodule(maker.module)
     device = next(model.parameters()).device
-    first, second = (torch.tensor([maker.rows[pair[side]] for pair in pairs], device=device) for side in (0, 1))
+    first, second = _indices(maker, tuple(pairs), device)
     own: list[Tensor] = [each for each in module.parameters(recurse=False) if each.requires_grad]
     if isinstance(module, nn.ConvTranspose2d) and module.groups == 1:  # its weight has the outputs on the second axis
         own = [each.transpose(0, 1) if each.ndim > 1 else each for each in own]
@@ -241,6 +242,13 @@ def _rows_of(model: nn.Module, maker: Maker, pairs: Sequence[Pair]) -> tuple[lis
     if norm.running_mean is not None and norm.running_var is not None:
         equal += [_Rows(norm.running_mean, first, second, signs), _Rows(norm.running_var, first, second)]
     return equal, last
+
+
+@lru_cache(maxsize=1024)
+def _indices(maker: Maker, pairs: tuple[Pair, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows of the first and of the second units, (pairs, rows of a unit); the same at every step of a phase."""
+    first, second = (torch.tensor([maker.rows[pair[side]] for pair in pairs], device=device) for side in (0, 1))
+    return first, second
 
 
 def _turn(scaled: Sequence[_Rows], share: float) -> None:

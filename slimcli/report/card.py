@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from slimcli.disk import write_atomically
@@ -52,18 +52,19 @@ def _table(steps: Sequence[JsonDict]) -> list[str]:
         if not step.get("hidden"):
             rows.setdefault(str(step.get("label", step["step"])), []).append(step)
     columns: dict[str, list[str]] = {"network": list(rows)}
-    columns["filters"] = [_filters(repeats[0], steps) for repeats in rows.values()]
+    columns["filters"] = [_same(_filters(step, steps) for step in repeats) for repeats in rows.values()]
     columns["test error %"] = [_spread([100 - _side(step)["top1"] for step in repeats], 2) for repeats in rows.values()]
     columns["reference"] = [str(repeats[0].get("reference", "")) for repeats in rows.values()]
     columns["last retraining from"] = [_starts(repeats) for repeats in rows.values()]
-    columns["MACs (Eq. 1-3)"] = [_macs(repeats[0], steps) for repeats in rows.values()]
-    columns["conv layers alone"] = [_conv_macs(repeats[0], steps) for repeats in rows.values()]
-    columns["parameters"] = [f"{_side(repeats[0])['params']:,}" for repeats in rows.values()]
+    columns["MACs (Eq. 1-3)"] = [_macs(repeats, steps) for repeats in rows.values()]
+    columns["conv layers alone"] = [_same(_conv_macs(step, steps) for step in repeats) for repeats in rows.values()]
+    columns["parameters"] = [_spread([_side(step)["params"] for step in repeats], 0) for repeats in rows.values()]
     columns["epochs in all"] = [
         _spread([step.get("total_epochs", step["metrics"]["epochs"]) for step in repeats], 0) for repeats in rows.values()
     ]
     columns["minutes"] = [_spread([step["seconds"] / 60 for step in repeats], 1, False) for repeats in rows.values()]
     columns["p50 ms (dense)"] = [_latency(repeats[0]["metrics"]) for repeats in rows.values()]
+    columns["fell short"] = ["yes" if any(step["shortfall"] for step in repeats) else "" for repeats in rows.values()]
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     lines = [list(shown), ["---"] * len(shown), *map(list, zip(*shown.values(), strict=True))]
     return ["| " + " | ".join(line) + " |" for line in lines]
@@ -87,9 +88,15 @@ def _starts(repeats: Sequence[JsonDict]) -> str:
     return ", ".join(start if len(chosen) == 1 else f"{start} ({count})" for start, count in chosen.items())
 
 
-def _macs(step: JsonDict, steps: Sequence[JsonDict]) -> str:
-    macs, first = _side(step)["macs"], steps[0]["metrics"]["dense"]["macs"]
-    return f"{macs:,} ({100 * (macs / first - 1):+.2f} %)"
+def _macs(repeats: Sequence[JsonDict], steps: Sequence[JsonDict]) -> str:
+    macs, first = [_side(step)["macs"] for step in repeats], steps[0]["metrics"]["dense"]["macs"]
+    return f"{_spread(macs, 0)} ({100 * (statistics.mean(macs) / first - 1):+.2f} %)"
+
+
+def _same(cells: Iterable[str]) -> str:
+    """The cell that all seeds share; where they differ, that they do."""
+    found = set(cells)
+    return found.pop() if len(found) == 1 else "differ"
 
 
 def _latency(metrics: JsonDict) -> str:

@@ -120,6 +120,8 @@ def _trained(start: JsonDict, events: Sequence[JsonDict]) -> JsonDict:
 def _trials(events: Sequence[JsonDict]) -> JsonDict:
     """The last retrainings so far."""
     trials = [fields(event) for event in of_kind(events, "trial")]
+    leading = max((number for number, trial in enumerate(trials) if trial["chosen"]), default=None)
+    trials = [trial | {"chosen": number == leading} for number, trial in enumerate(trials)]
     return {"distilled": None, "chosen": None, "trials": trials}
 
 

@@ -144,7 +144,7 @@ def _ending(result: Result) -> list[str]:
 
 _STARTS = {
     "finetune": "where pruning had left the weights",
-    "rewind": "the survivors' first weights",
+    "rewind": "the survivors' first weights (where those are unknown, the weights that were given)",
     "fresh": "new random weights: what pruning found here is the shape, not the weights",
 }
 
@@ -154,11 +154,12 @@ def _last_retraining(metrics: JsonDict) -> list[str]:
     final = metrics.get("final") or {}
     sentences = []
     if final.get("chosen"):
-        taught = ", taught by the dense network," if final["distilled"] else ""
+        taught = ", taught by a trained network," if final["distilled"] else ""
         sentences.append(f"The last retraining{taught} started from {_STARTS[final['chosen']]}.")
     if len(final.get("trials", [])) > 1:
         tried = [
-            f"{trial['start']}{' continued' * trial['continued']} {trial['top1']:.2f} % "
+            f"{trial['start']}{' continued' * trial['continued']} "
+            f"{'lost its loss' if trial.get('lost') else format(trial['top1'], '.2f') + ' %'} "
             f"({formats.plural(trial['epochs'], 'epoch')})"
             for trial in final["trials"]
         ]

@@ -60,6 +60,7 @@ class Engine:
         self.device = self.group.device
         self.epochs_done = 0
         self.lr_scale = 1.0
+        self._rate = ("--lr", settings.lr)
         torch.manual_seed(settings.seed)
 
     def fit(
@@ -81,6 +82,8 @@ class Engine:
         `DivergedError` at the first look at a loss that is not finite, or at weights that are not at an epoch's end (before
         `after_epoch` could take them for good), and `MemoryShortError`. The model ends in eval mode.
         """
+        rate = self.settings.lr if lr is None else lr
+        self._rate = ("--lr" if lr is None else "--final-lr", rate)
         first = done.epochs if done is not None else 0
         if first >= epochs:
             return
@@ -98,9 +101,7 @@ class Engine:
                 def step(images: Tensor, labels: Tensor, number: int, index: int = index) -> Tensor:
                     progress = (index + number / len(part)) / epochs
                     for group in optimizer.param_groups:
-                        group["lr"] = (
-                            self.lr_scale * (lr or self.settings.lr) * lr_factor(schedule or self.settings.schedule, progress)
-                        )
+                        group["lr"] = self.lr_scale * rate * lr_factor(schedule or self.settings.schedule, progress)
                     with self.group.autocast():
                         logits = forward(images)
                     logits = logits.float()
@@ -188,8 +189,8 @@ class Engine:
                     buffer.copy_(self.group.sum(buffer) / self.group.size)
 
     def _diverged(self, message: str) -> DivergedError:
-        tried = self.settings.lr * self.lr_scale
-        return DivergedError(message, f"try a lower learning rate, for example --lr {tried / 3:.2g}")
+        flag, rate = self._rate
+        return DivergedError(message, f"try a lower learning rate, for example {flag} {rate * self.lr_scale / 3:.2g}")
 
     def _optimizer(self, model: nn.Module) -> Optimizer:
         s = self.settings

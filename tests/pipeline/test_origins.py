@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slimcli
-from slimcli.errors import SettingsError
+from slimcli.errors import CheckpointError, DivergedError, RunDirError, SettingsError
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.cost import layers_of
 from slimcli.pipeline import job
 from slimcli.pipeline.origins import UNKNOWN, Known, Origins, starts_of
-from slimcli.pipeline.train import train
+from slimcli.pipeline.train import resume, train
 from slimcli.pruning import surgery
 from slimcli.rundir import RunDir
 from slimcli.settings import FINALS, PruneSettings, TrainSettings
+from slimcli.training.engine import Engine
 
 QUICK: dict[str, Any] = {
     "train_samples": 400,
@@ -143,6 +145,93 @@ def test_a_network_that_nobody_can_build_starts_fresh_only_where_it_is_named() -
     assert "arch=" in caught.value.hint
     assert slimcli.prune(model, final="auto", **arguments).budget_met
     assert slimcli.prune(model, final="fresh", arch="lenet5", **arguments).budget_met
+
+
+def test_a_retraining_alone_falls_short_of_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = PruneSettings(model=str(tiny_checkpoint), final_epochs=1, **{**QUICK, "iterations": 0})
+    assert job.run(settings, tmp_path / "run").shortfall == ""  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("lost", "chosen"), [(["fresh"], {"finetune", "rewind"}), (["finetune", "rewind", "fresh"], {None})])
+def test_a_start_whose_loss_is_lost_is_given_up_and_the_others_go_on(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: list[str], chosen: set[str | None]
+) -> None:
+    fit = Engine.fit
+
+    def unlucky(self: Engine, model: Any, train: Any, epochs: int, phase: str, *rest: Any, **named: Any) -> None:
+        if any(f"({start})" in phase for start in lost):
+            raise DivergedError("the loss is nan", "")
+        fit(self, model, train, epochs, phase, *rest, **named)
+
+    monkeypatch.setattr(Engine, "fit", unlucky)
+    settings = PruneSettings(model=str(tiny_checkpoint), final="auto", final_epochs=6, **QUICK)
+    result = job.run(settings, tmp_path / "run")
+    assert result is not None
+    assert not result.shortfall
+    trials = result.metrics["final"]["trials"]
+    assert [trial["start"] for trial in trials if trial["lost"]] == lost
+    assert result.metrics["final"]["chosen"] in chosen
+
+
+def test_a_teacher_and_a_shape_are_kept_for_going_on(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.run(PruneSettings(model=str(tiny_checkpoint), final_epochs=0, **QUICK), tmp_path / "slim")
+    slim, teacher = tmp_path / "slim" / "model.pt", tmp_path / "teacher.pt"
+    arguments: dict[str, Any] = {**QUICK, "iterations": 0, "final_epochs": 2, "distill": True}
+
+    def begun(out: Path, act: Callable[[], Any]) -> None:
+        fit = Engine.fit
+
+        def stopped(self: Engine, *rest: Any, **named: Any) -> None:
+            after = named.get("after_epoch") or rest[5]
+
+            def once(*epoch: Any) -> None:
+                after(*epoch)
+                raise KeyboardInterrupt
+
+            rest, named = (
+                (*rest[:5], once, *rest[6:]) if len(rest) > 5 else rest,
+                named | ({"after_epoch": once} if len(rest) <= 5 else {}),
+            )
+            fit(self, *rest, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "fit", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                act()
+
+    for name in ("whole", "broken"):
+        shutil.copy(tiny_checkpoint, teacher)
+        settings = PruneSettings(model=str(slim), teacher=str(teacher), **arguments)
+        like = TrainSettings(arch="lenet5", epochs=2, train_samples=200, like=str(slim))
+        if name == "whole":
+            job.run(settings, tmp_path / "whole")
+            train(like, RunDir(tmp_path / "whole-like"))
+            continue
+        begun(tmp_path / "broken", lambda settings=settings: job.run(settings, tmp_path / "broken"))
+        begun(tmp_path / "broken-like", lambda like=like: train(like, RunDir(tmp_path / "broken-like")))
+        teacher.unlink()
+        slim.unlink()
+        job.resume(tmp_path / "broken")
+        resume(tmp_path / "broken-like")
+    for suffix in ("", "-like"):
+        one, other = (torch.load(tmp_path / f"{name}{suffix}" / "model.pt", weights_only=True) for name in ("whole", "broken"))
+        assert all(torch.equal(value, other["state_dict"][key]) for key, value in one["state_dict"].items())
+        assert one.get("first", {}).keys() == other.get("first", {}).keys()
+        assert all(torch.equal(value, other["first"][key]) for key, value in one.get("first", {}).items())
+
+
+def test_a_shape_does_not_destroy_the_file_that_it_is_taken_from(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint.parent, tmp_path / "run")
+    settings = TrainSettings(arch="lenet5", epochs=1, train_samples=200, like=str(tmp_path / "run" / "model.pt"))
+    with pytest.raises(RunDirError, match="lies in"):
+        train(settings, RunDir(tmp_path / "run"), overwrite=True)
+    with pytest.raises(CheckpointError, match="not a resnet20-cifar") as caught:
+        train(
+            TrainSettings(arch="resnet20-cifar", data="digits", like=str(tmp_path / "run" / "model.pt")), RunDir(tmp_path / "x")
+        )
+    assert "slim train lenet5" in caught.value.hint
 
 
 def test_a_shape_is_trained_from_scratch_with_like(tiny_checkpoint: Path, tmp_path: Path) -> None:

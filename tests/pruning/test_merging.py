@@ -20,7 +20,8 @@ from slimcli.records import ChannelGroup, Pair, Reader, Wiring
 from tests import tiny
 from tests.pruning.test_surgery import CERTAIN
 
-NETWORKS = [network for network in CERTAIN if CERTAIN[network]]
+GROUPS = CERTAIN | {tiny.OneSlope: {"a", "b"}}
+NETWORKS = [network for network in GROUPS if GROUPS[network]]
 
 
 def grown(model: nn.Module, seed: int) -> nn.Module:
@@ -76,7 +77,7 @@ def same_sources(model: nn.Module, shape: Sequence[int], group: ChannelGroup) ->
 def test_removal_after_a_perfect_tie_is_exact(network: type[tiny.Tiny], data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 10**6))
     model = grown(network(), seed)
-    groups = [group for group in surgery.find_groups(model, tiny.SHAPE) if group.name in CERTAIN[network]]
+    groups = [group for group in surgery.find_groups(model, tiny.SHAPE) if group.name in GROUPS[network]]
     chosen: dict[str, list[Pair]] = {}
     for group in data.draw(st.lists(st.sampled_from(groups), min_size=1, unique_by=lambda g: g.name)):
         units = data.draw(st.permutations(same_sources(model, tiny.SHAPE, group)))
@@ -253,3 +254,38 @@ def test_channels_that_copy_different_inputs_are_of_different_kinds() -> None:
     kinds = wirings["layer2.0.conv2"].kinds
     assert len(set(kinds)) == 17  # eight channels of zeros on both sides, and a source of its own for each of the others
     assert len({kinds[unit] for unit in (*range(8), *range(24, 32))}) == 1
+
+
+def test_of_a_tied_pair_the_one_that_its_norm_silences_goes() -> None:
+    """Behind batch norm tied filters have equal norms: the scale says which of them the network hears."""
+    model = grown(tiny.Chain(), 0)
+    norm = model.get_submodule("bn1")
+    with torch.no_grad():
+        norm.weight[0], norm.bias[0] = 0, 0  # type: ignore[index, operator]
+    tied(model, tiny.SHAPE, {"conv1": [(0, 1)]})
+    wiring = wired(model, tiny.SHAPE, ["conv1"])["conv1"]
+    long = merging.lengths(model, wiring, 6)
+    assert long[0] < long[1]
+    slim = merged(model, tiny.SHAPE, {"conv1": [(1, 0)]}, images(tiny.SHAPE, 16, 0))
+    fresh = images(tiny.SHAPE, 8, 1)
+    with torch.no_grad():
+        assert torch.allclose(slim(fresh), model(fresh), atol=1e-5)
+
+
+class Loose(tiny.Tiny):
+    """A scale per channel that no module owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5, 4)
+        self.scale = nn.Parameter(torch.randn(6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(F.relu(self.a(x) * self.scale))).mean((2, 3)))
+
+
+def test_channels_with_parameters_that_no_module_owns_are_all_of_different_kinds() -> None:
+    model = Loose()
+    (group,) = [group for group in surgery.find_groups(model, tiny.SHAPE) if group.name == "a"]
+    if group.prunable:
+        assert len(set(wired(model, tiny.SHAPE, ["a"])["a"].kinds)) == 6
