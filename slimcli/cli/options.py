@@ -175,7 +175,7 @@ Final = Annotated[
     str | None,
     typer.Option(
         help="Where the last retraining starts: finetune, rewind (first weights), fresh (the shape alone), or auto: try "
-        "each for a sixth of the epochs and go on with the best on the held-out split.",
+        "each (three draws of fresh) over half of the epochs, go on with the best on the held-out split.",
         show_default="the method's",
         rich_help_panel=_TRAIN,
     ),

@@ -42,14 +42,14 @@ class Origins:
     input_shape: Sequence[int]
     known: Known
 
-    def start(self, name: str, found: Network, settings: PruneSettings) -> Network:
+    def start(self, name: str, found: Network, settings: PruneSettings, number: int) -> Network:
         """The network `found`, ready for its last retraining: `finetune` as it is, `rewind` with its survivors' first
-        weights, `fresh` in its shape only. Its history begins anew with its weights.
+        weights, `fresh` in its shape only (another one for every `number`). Its history begins anew with its weights.
         """
         network = copy.deepcopy(found)
         if name == "finetune":
             return network
-        network.model = self.rewound(found.removed) if name == "rewind" else self._fresh(found.model, settings.seed)
+        network.model = self.rewound(found.removed) if name == "rewind" else self._fresh(found.model, settings.seed, number)
         network.history = NormHistory(norm=settings.norm)
         network.history.record(network.model)
         return network
@@ -62,9 +62,9 @@ class Origins:
         surgery.remove(model, self.input_shape, _units(self.groups, removed))
         return model.eval()
 
-    def _fresh(self, slim: nn.Module, seed: int) -> nn.Module:
+    def _fresh(self, slim: nn.Module, seed: int, number: int) -> nn.Module:
         assert self.known.build is not None
-        seed_everything(seed, NEW_WEIGHTS)
+        seed_everything(seed, NEW_WEIGHTS + number)
         model = self.known.build()
         checkpoint.fresh(model, slim.state_dict())
         trainable = {name: parameter.requires_grad for name, parameter in slim.named_parameters()}
@@ -81,17 +81,19 @@ def builder(arch: str, classes: int, input_shape: resolve.Shape) -> Callable[[],
 def starts_of(settings: PruneSettings, origins: Origins) -> list[tuple[str, int]]:
     """The starts that are tried, in this order, and their epochs. `best` goes on from the one that did best.
 
-    `auto` gives every start a sixth of the epochs and the rest to the best of them; with fewer than six it only fine-tunes.
+    `auto` tries fine-tuning, rewinding and three fresh draws (tiny networks depend much on the draw; fewer starts where the
+    epochs do not suffice) over half of the epochs, and gives the rest to the best of them.
     """
     epochs, wanted = settings.final_epochs, settings.final or "finetune"
     if not epochs:
         return []
     if wanted != "auto":
         return [(wanted, epochs)]
-    each = epochs // 6
-    names = ["finetune", "rewind", "fresh"] if origins.known.build is not None else ["finetune", "rewind"]
-    if not each:
+    names = ["finetune", "rewind", *["fresh"] * (3 if origins.known.build is not None else 0)]
+    names = names[: min(len(names), epochs // 2)]
+    if len(names) < 2:
         return [("finetune", epochs)]
+    each = epochs // (2 * len(names))
     return [*((name, each) for name in names), ("best", epochs - each * len(names))]
 
 

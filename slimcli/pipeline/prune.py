@@ -263,7 +263,7 @@ class Loop:
             assert state.best is not None
             state.network = copy.deepcopy(state.best)
         elif state.fit is None:
-            state.network = self._origins.start(start, state.kept, self.settings)
+            state.network = self._origins.start(start, state.kept, self.settings, len(state.trials))
             self.engine.group.agree(f"a network to retrain ({start})", checksum(state.network.model))
         annealed = "onecycle" if self.settings.schedule == "constant" else None
         name = "final" if len(self._starts) == 1 else f"final ({start})"
@@ -271,17 +271,17 @@ class Loop:
         return "compare"
 
     def compare(self) -> str:
-        """Keep the last retraining that did best on the held-out split, by accuracy, then by loss.
+        """Keep the last retraining that did best on the held-out split.
 
-        One that went on from the best is longer and annealed once more: it is kept unless it is worse beyond the noise.
+        That is by accuracy, and within its noise (one standard error) by loss, which is the finer measure. One that went on
+        from the best is longer and annealed once more: it is kept unless its accuracy is worse beyond the noise.
         """
         state = self.state
         start, epochs = self._starts[len(state.trials)]
         score = self.engine.group.broadcast(self.engine.evaluate(state.network.model, self.data.held_out))
         leading = next((trial for trial in state.trials if trial.chosen), None)
         continued = start == "best"
-        noise = _standard_error(score) if continued else 0.0
-        chosen = leading is None or (score.top1 + noise, -score.loss) >= (leading.top1, -leading.loss)
+        chosen = leading is None or _is_better(score, leading, continued)
         if chosen:
             state.trials = [replace(trial, chosen=False) for trial in state.trials]
             state.best = state.network
@@ -424,6 +424,11 @@ class Loop:
             state.reason,
             state.diverged,
         )
+
+
+def _is_better(score: Score, leading: Trial, continued: bool) -> bool:
+    gain, noise = score.top1 - leading.top1, _standard_error(score)
+    return gain > noise or (abs(gain) <= noise and (continued or score.loss <= leading.loss))
 
 
 def _standard_error(score: Score) -> float:

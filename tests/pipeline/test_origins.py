@@ -118,10 +118,11 @@ def test_every_start_ends_in_the_found_shape_and_says_what_it_did(
     (chosen,) = [trial for trial in trials if trial["chosen"]]
     assert metrics["final"]["chosen"] == chosen["start"]
     assert chosen["top1"] == metrics["held_out"]["slim"]["top1"]
-    if not chosen["continued"]:
-        assert chosen["top1"] == max(trial["top1"] for trial in trials)
+    noise = 100 * (chosen["top1"] / 100 * (1 - chosen["top1"] / 100) / metrics["held_out"]["slim"]["samples"]) ** 0.5
+    assert chosen["top1"] >= max(trial["top1"] for trial in trials) - 2 * noise
     if final == "auto":
         assert [trial["start"] for trial in trials[:3]] == ["finetune", "rewind", "fresh"]
+        assert [trial["epochs"] for trial in trials] == [1, 1, 1, 3]
         assert trials[3]["continued"]
     saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     assert {name: value.shape for name, value in saved["first"].items()} == {

@@ -480,7 +480,7 @@ def test_a_real_limit_on_file_sizes_stops_the_run_and_names_the_file(tiny_checkp
     out = tmp_path / "run"
     code = (
         "import resource, sys\nfrom slimcli.cli.main import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))\nmain(sys.argv[1:])"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4_200_000, 4_200_000))\nmain(sys.argv[1:])"
     )
     done = call([sys.executable, "-c", code, "prune", str(tiny_checkpoint), "-o", str(out), *ARGUMENTS])
     assert done.returncode == 1
