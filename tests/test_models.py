@@ -44,9 +44,12 @@ def test_a_recipe_for_a_gpu_runs_on_a_small_slice(name: str, tmp_path: Path, mon
     slices: dict[str, Any] = {} if name == "resnet50-imagenet" else {"train_samples": 96}
     for table in content["train"]:
         table |= SMALL | slices | {"batch_size": 16}
+    if name == "resnet50-imagenet":  # minutes for every step on a CPU: one arm is enough
+        content["prune"] = content["prune"][:1]
     for table in content["prune"]:
         table |= slices | {"epochs": 1, "tie_epochs": 1, "final_epochs": 6, "max_drop": 100.0, "deploy": False, "batch_size": 16}
-        table["macs"] = max(table["macs"], 0.7)
+        del table["macs"]
+        table["iterations"] = 2
     content["train"] = content["train"][:2]
     content["prune"] = [table for table in content["prune"] if table["name"].endswith(" I") or "Fig" in table["name"]]
     path = tmp_path / "recipe.toml"
@@ -57,7 +60,8 @@ def test_a_recipe_for_a_gpu_runs_on_a_small_slice(name: str, tmp_path: Path, mon
     assert result is not None
     assert not result.shortfalls
     steps = {step["label"]: step for step in result.steps}
-    assert steps["hbfp I"]["metrics"]["removed"]["macs"] >= 0.3
+    assert len(steps["hbfp I"]["metrics"]["iterations"]) == 2
+    assert steps["hbfp I"]["metrics"]["slim"]["macs"] < steps["dense"]["metrics"]["dense"]["macs"]
     assert steps["scratch I"]["metrics"]["dense"]["macs"] == steps["hbfp I"]["metrics"]["slim"]["macs"]
     assert steps["scratch I"]["metrics"]["epochs"] == steps["hbfp I"]["total_epochs"]
     assert "scratch I" in (tmp_path / "card.md").read_text()
