@@ -11,6 +11,7 @@ import torch
 from slimcli.data.memory import Augment, ImageLoader
 from slimcli.networks.resnet import resnet20
 from slimcli.pruning import merging, surgery
+from slimcli.pruning.wiring import wiring_of
 from slimcli.settings import FitSettings
 from slimcli.training.engine import Engine
 from slimcli.training.losses import Objective, Teacher
@@ -28,7 +29,7 @@ def main() -> int:
     model = resnet20(10, SHAPE)
     engine = Engine(FitSettings(device="cpu"))
     groups = [group for group in surgery.find_groups(model, SHAPE) if group.prunable]
-    wirings = surgery.wiring_of(model, SHAPE, groups)
+    wirings = wiring_of(model, SHAPE, groups)
     ties = []
     for group in groups:
         pairs = tuple((2 * number, 2 * number + 1) for number in range(group.channels // 8))  # a quarter of the filters in pairs

@@ -16,6 +16,7 @@ from slimcli.networks.resolve import build
 from slimcli.pipeline import job
 from slimcli.pipeline.train import train
 from slimcli.pruning import surgery
+from slimcli.pruning.verification import verify
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings, TrainSettings
 
@@ -39,7 +40,7 @@ def test_the_demo_halves_the_network_at_most_two_points_below_dense(tmp_path: Pa
 def test_large_networks_verify_and_halve(arch: str) -> None:
     shape = (3, 32, 32)
     model = build(arch, 10, shape)
-    groups = surgery.verify(model, shape, surgery.find_groups(model, shape))
+    groups = verify(model, shape, surgery.find_groups(model, shape))
     assert [
         group.reason for group in groups if not group.prunable and not group.reason.startswith(("the network", "linear"))
     ] == []

@@ -29,7 +29,7 @@ def choose(
 ) -> list[Choice]:
     """The criterion's decision for every group that is to lose channels."""
     criterion = CRITERIA[settings.criterion or ""]
-    wirings = surgery.wiring_of(network.model, input_shape, network.prunable) if settings.merge else {}
+    wirings = network.wirings(input_shape) if settings.merge else {}
     return [
         criterion(
             GroupView(
@@ -61,8 +61,7 @@ def objective_for(network: Network, choices: list[Choice], settings: PruneSettin
 
 
 def _weight_tie(network: Network, choices: list[Choice], input_shape: Sequence[int]) -> WeightTie:
-    groups = {group.name: group for group in network.groups}
-    wirings = surgery.wiring_of(network.model, input_shape, [groups[choice.group] for choice in choices])
+    wirings = network.wirings(input_shape)
     return WeightTie(
         [
             TiedUnits(wirings[c.group], c.pairs, is_scalable(network.model, input_shape, wirings[c.group]))
@@ -95,8 +94,8 @@ def removal_of(
     groups = {group.name: group for group in network.groups}
     norms = {c.group: member_norms(network.model, groups[c.group], settings.norm) for c in choices}
     if settings.merge:
-        wirings = surgery.wiring_of(network.model, input_shape, [groups[c.group] for c in choices])
-        norms = {name: [lengths(network.model, wiring, groups[name].channels)] for name, wiring in wirings.items()}
+        wirings = network.wirings(input_shape)
+        norms = {c.group: [lengths(network.model, wirings[c.group], groups[c.group].channels)] for c in choices}
     return {c.group: losers(c, norms[c.group]) for c in choices}
 
 
@@ -104,8 +103,7 @@ def merges_of(
     network: Network, choices: list[Choice], removal: Mapping[str, Sequence[int]], input_shape: Sequence[int]
 ) -> list[Merge]:
     """For each group with pairs: its wiring, and each pair as (kept, gone)."""
-    groups = {group.name: group for group in network.groups}
-    wirings = surgery.wiring_of(network.model, input_shape, [groups[c.group] for c in choices if c.pairs])
+    wirings = network.wirings(input_shape)
     return [(wirings[c.group], [(i, j) if j in removal[c.group] else (j, i) for i, j in c.pairs]) for c in choices if c.pairs]
 
 
@@ -121,7 +119,7 @@ def first_batches(loader: Loader, images: int) -> Iterator[Tensor]:
 
 def dead_units(network: Network, images: Iterator[Tensor], input_shape: Sequence[int]) -> dict[str, int]:
     """How many channels of each prunable group are zero wherever they are read, for all these images."""
-    wirings = surgery.wiring_of(network.model, input_shape, network.prunable)
+    wirings = network.wirings(input_shape)
     counts = silent_units(network.model, images, list(wirings.values()))
     return {name: number for name, number in zip(wirings, counts, strict=True) if number}
 
@@ -132,8 +130,8 @@ def remove(network: Network, removal: Mapping[str, Sequence[int]], input_shape: 
     for layer, filters in surgery.remove(network.model, input_shape, removal).items():
         network.history.keep(layer, filters)
         network.removed[layer] = also_removed(network.removed.get(layer, []), widths[layer], filters)
-    network.groups = found_again(network.groups, surgery.find_groups(network.model, input_shape, linear))
-    network.cost = count(network.model, input_shape)
+    groups = found_again(network.groups, surgery.find_groups(network.model, input_shape, linear))
+    network.reshaped(groups, count(network.model, input_shape))
 
 
 def found_again(verified: Sequence[ChannelGroup], found: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:

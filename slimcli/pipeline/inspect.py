@@ -10,6 +10,7 @@ from slimcli.networks import ARCHS, checkpoint, resolve
 from slimcli.networks.cost import count
 from slimcli.networks.resolve import Shape
 from slimcli.pruning import surgery
+from slimcli.pruning.verification import verify
 from slimcli.records import JsonDict
 
 
@@ -26,7 +27,7 @@ def inspect(
     else:
         loaded = checkpoint.load(model, arch, trust_pickle, input_shape)
         name, shape, network = loaded.arch, loaded.input_shape, loaded.build()
-    groups = surgery.verify(network, shape, surgery.find_groups(network, shape, linear))
+    groups = verify(network, shape, surgery.find_groups(network, shape, linear))
     cost = count(network, shape)
     macs = {layer.name: layer.macs for layer in cost.layers}
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from slimcli.networks import checkpoint, resolve
+from slimcli.networks import resolve, widths
 from slimcli.pipeline.state import Network
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
@@ -66,7 +66,7 @@ class Origins:
         assert self.known.build is not None
         seed_everything(seed, NEW_WEIGHTS + number)
         model = self.known.build()
-        checkpoint.fresh(model, slim.state_dict())
+        widths.fresh(model, slim.state_dict())
         trainable = {name: parameter.requires_grad for name, parameter in slim.named_parameters()}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])

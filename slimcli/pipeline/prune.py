@@ -32,6 +32,7 @@ from slimcli.pipeline.state import DONE, InMemory, Network, State, Store, checks
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
 from slimcli.pruning.merging import factors_of, merge
+from slimcli.pruning.verification import verify
 from slimcli.records import Iteration, JsonDict, Score, Trial
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import Engine, Epoch, FitState, seed_everything
@@ -81,7 +82,7 @@ def start(
         raise SettingsError(
             "there is no norm history to choose pairs by, and --observe-epochs is 0", "observe some, or give --history"
         )
-    groups = surgery.verify(model, data.shape, surgery.find_groups(model, data.shape, settings.linear))
+    groups = verify(model, data.shape, surgery.find_groups(model, data.shape, settings.linear))
     if not any(group.prunable for group in groups):
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:8])
         raise ArchError(

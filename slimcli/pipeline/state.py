@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from slimcli.networks import checkpoint
+from slimcli.networks import checkpoint, widths
 from slimcli.networks.cost import count
 from slimcli.pruning.history import NormHistory
-from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Score, Trial
+from slimcli.pruning.wiring import wiring_of
+from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Score, Trial, Wiring
 from slimcli.training.engine import FitState
 
 DONE = "done"
@@ -27,6 +28,7 @@ class Network:
     groups: tuple[ChannelGroup, ...]
     cost: NetworkCost
     removed: dict[str, list[int]] = field(default_factory=dict)
+    _wirings: dict[str, Wiring] | None = field(default=None, repr=False)
 
     @property
     def filters(self) -> int:
@@ -37,6 +39,16 @@ class Network:
     def prunable(self) -> list[ChannelGroup]:
         """The groups that may lose channels."""
         return [group for group in self.groups if group.prunable]
+
+    def wirings(self, input_shape: Sequence[int]) -> dict[str, Wiring]:
+        """Who makes and who reads the units of each prunable group: looked for once, and again after `reshaped`."""
+        if self._wirings is None:
+            self._wirings = wiring_of(self.model, input_shape, self.prunable)
+        return self._wirings
+
+    def reshaped(self, groups: tuple[ChannelGroup, ...], cost: NetworkCost) -> None:
+        """The model has lost channels: these are its groups and costs now."""
+        self.groups, self.cost, self._wirings = groups, cost, None
 
     def structure(self) -> str:
         """The shape of every tensor: what all processes of a run must agree on."""
@@ -56,7 +68,7 @@ class Network:
         """The network that `content` describes: a copy of the dense one, its layers made as wide as the tensors say."""
         reference = next(dense.parameters())
         model = copy.deepcopy(dense).cpu()
-        checkpoint.take_widths(model, content["state_dict"])
+        widths.take(model, content["state_dict"])
         model.load_state_dict(content["state_dict"])
         trainable = {name: parameter.requires_grad for name, parameter in dense.named_parameters()}
         for name, parameter in model.named_parameters():

@@ -14,7 +14,7 @@ from slimcli import processes
 from slimcli.data.sources import absolute, open_data
 from slimcli.environment import environment
 from slimcli.errors import CheckpointError, DivergedError
-from slimcli.networks import checkpoint, resolve
+from slimcli.networks import checkpoint, resolve, widths
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import count
 from slimcli.pipeline.prune import LOWERED
@@ -115,7 +115,7 @@ class _Job:
         self.data = open_data(settings, batch_size=settings.batch_size, seed=settings.seed, device=str(self.engine.device))
         self.model = resolve.build(settings.arch, self.data.classes, self.data.shape)
         if settings.like is not None:  # a run that goes on knows its shape: that file may be gone
-            checkpoint.fresh(self.model, content["state_dict"] if content else _shape_of(settings.like, settings.arch))
+            widths.fresh(self.model, content["state_dict"] if content else _shape_of(settings.like, settings.arch))
         self.model.to(self.engine.device)
         check_takes(self.model, self.data, settings.arch)
         self.history = NormHistory(self.model, settings.norm)

@@ -24,6 +24,7 @@ from slimcli.errors import ArchError, CheckpointError, InputError
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.pruning import surgery
+from slimcli.pruning.verification import verify
 from tests import tiny
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before zip files (torch.serialization)
@@ -72,7 +73,7 @@ def settled(model: nn.Module, shape: tuple[int, ...] = tiny.SHAPE) -> nn.Module:
 @pytest.mark.parametrize("network", tiny.ALL, ids=lambda network: network.__name__)
 def test_a_slim_network_comes_back_bit_by_bit(tmp_path: Path, network: type[nn.Module], seed: int) -> None:
     model = settled(network())
-    groups = surgery.verify(model, tiny.SHAPE, surgery.find_groups(model, tiny.SHAPE, linear=True))
+    groups = verify(model, tiny.SHAPE, surgery.find_groups(model, tiny.SHAPE, linear=True))
     generator = torch.Generator().manual_seed(seed)
     removal = {}
     for group in groups:
@@ -117,7 +118,7 @@ def test_a_network_slimmed_twice_comes_back(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "slim.pt", of(model, "tests.tiny:OptionA"))
         model = checkpoint.load(tmp_path / "slim.pt", "tests.tiny:OptionA").build()
     assert model.conv1.out_channels == 13
-    groups = surgery.verify(model, tiny.SHAPE, surgery.find_groups(model, tiny.SHAPE))
+    groups = verify(model, tiny.SHAPE, surgery.find_groups(model, tiny.SHAPE))
     assert {g.name for g in groups if not g.prunable} == {"linear"}
 
 

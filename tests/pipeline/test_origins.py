@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 import slimcli
 from slimcli.errors import CheckpointError, DivergedError, RunDirError, SettingsError
-from slimcli.networks import checkpoint, resolve
-from slimcli.networks.cost import layers_of
+from slimcli.networks import resolve
 from slimcli.pipeline import job
 from slimcli.pipeline.origins import UNKNOWN, Known, Origins, starts_of
 from slimcli.pipeline.train import resume, train
@@ -71,37 +70,6 @@ def test_rewound_survivors_have_their_first_weights(arch: str, shape: tuple[int,
     assert torch.equal(origins.dense.get_submodule(group.name).weight, origins.dense.state_dict()[f"{group.name}.weight"])  # type: ignore[arg-type]
     with torch.no_grad():
         assert model(torch.zeros(2, *shape)).shape == (2, 10)
-
-
-@pytest.mark.parametrize("arch", ["lenet5", "resnet20-cifar", "vgg16-cifar"])
-def test_a_fresh_network_is_drawn_as_if_it_had_been_built_that_narrow(arch: str) -> None:
-    shape = (1, 28, 28) if arch == "lenet5" else (3, 32, 32)
-    slim = resolve.build(arch, 10, shape).eval()
-    groups = [group for group in surgery.find_groups(slim, shape) if group.prunable]
-    surgery.remove(slim, shape, {group.name: range(group.channels // 2) for group in groups})
-    torch.manual_seed(1)
-    drawn = resolve.build(arch, 10, shape)
-    before = {name: layer.weight.detach().std() for name, layer in layers_of(drawn).items()}
-    reads = {name: layer.weight[0].numel() for name, layer in layers_of(drawn).items()}
-    checkpoint.fresh(drawn, slim.state_dict())
-    for name, layer in layers_of(drawn).items():
-        assert layer.weight.shape == slim.get_submodule(name).weight.shape  # type: ignore[union-attr]
-        wider = (reads[name] / layer.weight[0].numel()) ** 0.5
-        assert float(layer.weight.detach().std()) == pytest.approx(float(before[name]) * wider, rel=0.35), name
-    with torch.no_grad():
-        assert drawn.eval()(torch.randn(2, *shape)).isfinite().all()
-    for name, value in drawn.state_dict().items():
-        if name.endswith("selects"):
-            assert torch.equal(value, slim.state_dict()[name])
-
-
-def test_a_fresh_network_as_wide_as_it_is_built_is_as_it_was_built() -> None:
-    torch.manual_seed(1)
-    expected = resolve.build("lenet5", 10, (1, 28, 28)).state_dict()
-    torch.manual_seed(1)
-    drawn = resolve.build("lenet5", 10, (1, 28, 28))
-    checkpoint.fresh(drawn, expected)
-    assert all(torch.equal(value, expected[name]) for name, value in drawn.state_dict().items())
 
 
 @pytest.mark.parametrize("final", FINALS)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from slimcli.networks import resolve
 from slimcli.networks.shortcut import ChannelPad
 from slimcli.pruning import merging, surgery
+from slimcli.pruning.wiring import wiring_of
 from slimcli.records import ChannelGroup, Pair, Reader, Wiring
 from tests import tiny
 from tests.pruning.test_surgery import CERTAIN
@@ -52,7 +53,7 @@ def tied(model: nn.Module, shape: Sequence[int], chosen: dict[str, list[Pair]], 
 
 
 def wired(model: nn.Module, shape: Sequence[int], names: Sequence[str] | dict[str, list[Pair]]) -> dict[str, Wiring]:
-    return surgery.wiring_of(model, shape, [g for g in surgery.find_groups(model, shape) if g.name in names])
+    return wiring_of(model, shape, [g for g in surgery.find_groups(model, shape) if g.name in names])
 
 
 def merged(model: nn.Module, shape: Sequence[int], chosen: dict[str, list[Pair]], seen: Tensor) -> nn.Module:

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from slimcli.errors import ArchError
 from slimcli.networks import resolve
 from slimcli.networks.cost import layers_of
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
+from slimcli.pruning.verification import verify
 from slimcli.records import ChannelGroup
 from tests import tiny
 
@@ -59,7 +59,7 @@ NETWORKS = pytest.mark.parametrize("network", CERTAIN, ids=lambda network: netwo
 
 
 def verified(model: nn.Module, linear: bool = False) -> tuple[ChannelGroup, ...]:
-    return surgery.verify(model, tiny.SHAPE, surgery.find_groups(model, tiny.SHAPE, linear))
+    return verify(model, tiny.SHAPE, surgery.find_groups(model, tiny.SHAPE, linear))
 
 
 def names(groups: Sequence[ChannelGroup], prunable: bool = True) -> set[str]:
@@ -279,108 +279,6 @@ def test_every_layer_is_in_exactly_one_group() -> None:
 
 def test_resnet20_can_lose_channels_everywhere_but_in_its_classifier() -> None:
     model = resolve.build("resnet20-cifar", 10, (3, 16, 16))
-    groups = surgery.verify(model, (3, 16, 16), surgery.find_groups(model, (3, 16, 16)))
+    groups = verify(model, (3, 16, 16), surgery.find_groups(model, (3, 16, 16)))
     assert names(groups, prunable=False) == {"linear"}
     assert sorted(g.channels for g in groups if len(g.members) > 1) == [16, 32, 64]  # the three streams
-
-
-class _Sabotage:
-    """A removal that is right except for one consumer, which keeps the wrong ones of its inputs or statistics."""
-
-    def __init__(self, module: str, tensor: str, dim: int, only_with: tuple[str, int] | None = None) -> None:
-        self.module, self.tensor, self.dim, self.only_with = module, tensor, dim, only_with
-        self.right = surgery.remove
-        self.used = False
-
-    def __call__(self, model: nn.Module, shape: Sequence[int], removal: surgery.Removal) -> dict[str, list[int]]:
-        before = getattr(model.get_submodule(self.module), self.tensor).shape
-        kept = self.right(model, shape, removal)
-        value = getattr(model.get_submodule(self.module), self.tensor)
-        hit = self.only_with is None or self.only_with[1] in removal.get(self.only_with[0], ())
-        if value.shape[self.dim] != before[self.dim] and hit:
-            self.used = True
-            with torch.no_grad():
-                value.copy_(value.roll(1, self.dim))
-        return kept
-
-
-@pytest.mark.parametrize(
-    ("network", "module", "tensor", "dim", "guilty"),
-    [
-        (tiny.Chain, "conv2", "weight", 1, "conv1"),
-        (tiny.Chain, "fc1", "weight", 1, "conv2"),
-        (tiny.Chain, "bn1", "running_mean", 0, "conv1"),
-        (tiny.Chain, "bn1", "running_var", 0, "conv1"),
-        (tiny.Chain, "bn2", "bias", 0, "conv2"),
-        (tiny.Residual, "b", "weight", 1, "a"),
-        (tiny.Residual, "short", "weight", 1, "stem"),
-        (tiny.Residual, "b", "weight", 0, "stem"),
-        (tiny.Residual, "fc", "weight", 1, "c"),
-        (tiny.Depthwise, "deep", "weight", 0, "a"),
-        (tiny.OptionA, "layer2.0.conv1", "weight", 1, "conv1"),
-        (tiny.OptionA, "linear", "weight", 1, "layer3.0.conv2"),
-    ],
-)
-def test_a_wrong_removal_freezes_exactly_its_group(
-    monkeypatch: pytest.MonkeyPatch, network: type[nn.Module], module: str, tensor: str, dim: int, guilty: str
-) -> None:
-    sabotage = _Sabotage(module, tensor, dim)
-    monkeypatch.setattr(surgery, "remove", sabotage)
-    groups = verified(network())
-    assert sabotage.used
-    assert names(groups) == CERTAIN[network] - {guilty}
-    assert "something else" in next(group.reason for group in groups if group.name == guilty)
-
-
-@pytest.mark.parametrize("unit", range(6))
-def test_a_removal_that_is_wrong_for_one_unit_only_is_noticed(monkeypatch: pytest.MonkeyPatch, unit: int) -> None:
-    monkeypatch.setattr(surgery, "remove", _Sabotage("conv2", "weight", 1, only_with=("conv1", unit)))
-    assert names(verified(tiny.Chain())) == {"conv2"}
-
-
-def test_a_wrong_removal_is_noticed_however_dull_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.Chain()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(1e-8)
-    monkeypatch.setattr(surgery, "remove", _Sabotage("conv2", "weight", 1))
-    assert names(verified(model)) == {"conv2"}
-
-
-def test_a_removal_that_breaks_the_network_freezes_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = surgery.remove
-
-    def breaking(model: nn.Module, shape: Sequence[int], removal: surgery.Removal) -> dict[str, list[int]]:
-        kept = right(model, shape, removal)
-        if "conv1" in kept:
-            model.conv2.weight = nn.Parameter(model.conv2.weight[:, :1].detach().repeat(1, 2, 1, 1))
-        return kept
-
-    monkeypatch.setattr(surgery, "remove", breaking)
-    groups = verified(tiny.Chain())
-    assert names(groups) == {"conv2"}
-    assert "breaks" in next(group.reason for group in groups if group.name == "conv1")
-
-
-class _TwoOutputs(tiny.Chain):
-    """Returns a dict, as segmentation networks do."""
-
-    def forward(self, x: Tensor) -> Any:
-        return {"out": super().forward(x)}
-
-
-class _Single(tiny.Chain):
-    """Converts its images to float32 whatever it was given."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float())
-
-
-@pytest.mark.parametrize("network", [_TwoOutputs, _Single])
-def test_a_network_that_cannot_be_checked_is_frozen_or_refused(network: type[nn.Module]) -> None:
-    try:
-        groups = verified(network())
-    except ArchError:
-        return
-    assert names(groups) <= {"conv1", "conv2"}
-    assert all(group.reason for group in groups if not group.prunable)

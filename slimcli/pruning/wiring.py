@@ -1,0 +1,51 @@
+"""Who makes a group's channels, and who reads them: what merging and flows follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from slimcli.networks.shortcut import ChannelPad
+from slimcli.pruning.graph import Graph
+from slimcli.records import ChannelGroup, Maker, Reader, Wiring
+
+
+def wiring_of(model: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]) -> dict[str, Wiring]:
+    """For each of these groups by name: who makes its units, who reads them. The model is left as it is."""
+    graph = Graph(model, input_shape)
+    return {group.name: _wiring(graph, group) for group in groups}
+
+
+def _wiring(graph: Graph, group: ChannelGroup) -> Wiring:
+    tied = graph.group(group.name, range(group.channels))
+    made: dict[nn.Module, list[list[int]]] = {}
+    read: dict[nn.Module, list[list[int]]] = {}
+    sources: list[list[Any]] = [[] for _ in range(group.channels)]
+    for module, own, units in graph.outputs(tied):
+        if isinstance(module, ChannelPad):
+            for unit, row in zip(units, own, strict=True):
+                sources[unit].append((graph.names[module], module.selects[row].tolist()))
+        elif any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            _collect(made.setdefault(module, [[] for _ in range(group.channels)]), own, units)
+    for module, own, units in graph.inputs(tied):
+        _collect(read.setdefault(module, [[] for _ in range(group.channels)]), own, units)
+    if graph.has_loose_parameters(tied):
+        sources = [[unit] for unit in range(group.channels)]
+    layers = set(graph.layers.values())
+    norms = {module: norm for module in made if module in layers and (norm := graph.norm_of(module)) in made}
+    makers = tuple(
+        Maker(graph.names[module], tuple(map(tuple, rows)), graph.names[norms[module]] if module in norms else "")
+        for module, rows in made.items()
+        if module not in norms.values()
+    )
+    readers = tuple(Reader(graph.names[module], tuple(map(tuple, inputs))) for module, inputs in read.items())
+    return Wiring(makers, readers, tuple(sources.index(source) for source in sources))
+
+
+def _collect(found: list[list[int]], own: Sequence[int], units: Sequence[int]) -> None:
+    """Put each of a module's channels to the unit that it belongs to, once."""
+    for unit, channel in zip(units, own, strict=True):
+        if channel not in found[unit]:
+            found[unit].append(channel)
