@@ -78,25 +78,6 @@ def builder(arch: str, classes: int, input_shape: resolve.Shape) -> Callable[[],
     return lambda: resolve.build(arch, classes, input_shape)
 
 
-def starts_of(settings: PruneSettings, origins: Origins) -> list[tuple[str, int]]:
-    """The starts that are tried, in this order, and their epochs. `best` goes on from the one that did best.
-
-    `auto` tries fine-tuning, rewinding and three fresh draws (tiny networks depend much on the draw; fewer starts where the
-    epochs do not suffice) over half of the epochs, and gives the rest to the best of them.
-    """
-    epochs, wanted = settings.final_epochs, settings.final or "finetune"
-    if not epochs:
-        return []
-    if wanted != "auto":
-        return [(wanted, epochs)]
-    names = ["finetune", "rewind", *["fresh"] * (3 if origins.known.build is not None else 0)]
-    names = names[: min(len(names), epochs // 2)]
-    if len(names) < 2:
-        return [("finetune", epochs)]
-    each = epochs // (2 * len(names))
-    return [*((name, each) for name in names), ("best", epochs - each * len(names))]
-
-
 def _units(groups: Sequence[ChannelGroup], removed: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     """The removed filters of each layer as units of its group."""
     found = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,9 +25,10 @@ from slimcli.pipeline.decisions import (
     removal_of,
     remove,
 )
-from slimcli.pipeline.origins import UNKNOWN, Known, Origins, starts_of
+from slimcli.pipeline.origins import UNKNOWN, Known, Origins
 from slimcli.pipeline.plan import Plan
 from slimcli.pipeline.state import DONE, InMemory, Network, State, Store, checksum
+from slimcli.pipeline.trials import Trials
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
 from slimcli.pruning.merging import factors_of, merge
@@ -129,7 +129,7 @@ class Loop:
         self.state, self.plan, self.data, self.settings = state, plan, data, settings
         self.engine, self.note, self.store = engine, note, store or InMemory()
         self._dense, self._origins = origins.dense, origins
-        self._starts = starts_of(settings, origins)
+        self._trials = Trials(settings, origins)
         self._teacher = None
         if settings.distill:
             teacher = teacher or origins.dense
@@ -254,44 +254,26 @@ class Loop:
 
     def final(self) -> str:
         """The last retraining, annealed to zero, from the next of the starts that are tried."""
-        state = self.state
-        if not self._retrains or len(state.trials) == len(self._starts):
+        state, trials = self.state, self._trials
+        if not self._retrains or trials.over(state):
             return "accept"
-        start, epochs = self._starts[len(state.trials)]
-        if start == "best" and state.best is None:
-            return "accept"  # the loss of every start was lost
-        if state.fit is None and start == "best":
-            assert state.best is not None
-            state.network = copy.deepcopy(state.best)
-        elif state.fit is None:
-            state.network = self._origins.start(start, state.kept, self.settings, len(state.trials))
-            self.engine.group.agree(f"a network to retrain ({start})", checksum(state.network.model))
+        turn = trials.turn(state)
+        if state.fit is None:
+            state.network = trials.begin(state)
+            self.engine.group.agree(f"a network to retrain ({turn.start})", checksum(state.network.model))
         annealed = "onecycle" if self.settings.schedule == "constant" else None
-        name = "final" if len(self._starts) == 1 else f"final ({start})"
-        self._train(epochs, name, Objective(teacher=self._teacher), annealed, self.settings.final_lr)
+        name = f"final ({turn.start})" if trials.several else "final"
+        self._train(turn.epochs, name, Objective(teacher=self._teacher), annealed, self.settings.final_lr)
         return "compare"
 
     def compare(self) -> str:
-        """Keep the last retraining that did best on the held-out split.
-
-        That is by accuracy, and within its noise (one standard error) by loss, which is the finer measure. One that went on
-        from the best is longer and annealed once more: it is kept unless its accuracy is worse beyond the noise.
-        """
-        state = self.state
-        start, epochs = self._starts[len(state.trials)]
-        score = self.engine.group.broadcast(self.engine.evaluate(state.network.model, self.data.held_out))
-        leading = next((trial for trial in state.trials if trial.chosen), None)
-        continued = start == "best"
-        chosen = leading is None or _is_better(score, leading, continued)
-        if chosen:
-            state.trials = [replace(trial, chosen=False) for trial in state.trials]
-            state.best = state.network
-        start = leading.start if continued and leading else start
-        state.trials.append(Trial(start, epochs, score.top1, score.loss, continued, chosen))
-        self.note("trial", **asdict(state.trials[-1]))
-        if len(self._starts) > 1:
+        """Keep the last retraining that did best on the held-out split."""
+        score = self.engine.group.broadcast(self.engine.evaluate(self.state.network.model, self.data.held_out))
+        trial = self._trials.judge(self.state, score)
+        self.note("trial", **asdict(trial))
+        if self._trials.several:
             self.engine.progress.say(
-                f"last retraining ({start}{', continued' * continued}, {epochs} epochs): "
+                f"last retraining ({trial.start}{', continued' * trial.continued}, {trial.epochs} epochs): "
                 f"held-out top-1 {score.top1:.2f}, loss {score.loss:.4f}"
             )
         return self._saved("final")
@@ -389,10 +371,8 @@ class Loop:
             self._save()
             return
         state.fit = None
-        if state.stage == "final" and len(self._starts) > 1:
-            start, epochs = self._starts[len(state.trials)]
-            state.trials.append(Trial(start, epochs, 0.0, 0.0, continued=start == "best", lost=True))
-            self.note("trial", **asdict(state.trials[-1]))
+        if state.stage == "final" and self._trials.several:
+            self.note("trial", **asdict(self._trials.give_up(state)))
             self.engine.progress.warn(f"{error.message}, also with a lowered learning rate: this last retraining is given up")
             state.lr_scale = self.engine.lr_scale = 1.0
             self._saved("final")
@@ -425,17 +405,6 @@ class Loop:
             state.reason,
             state.diverged,
         )
-
-
-def _is_better(score: Score, leading: Trial, continued: bool) -> bool:
-    gain, noise = score.top1 - leading.top1, _standard_error(score)
-    return gain > noise or (abs(gain) <= noise and (continued or score.loss <= leading.loss))
-
-
-def _standard_error(score: Score) -> float:
-    """Of a top-1 accuracy, in points."""
-    share = score.top1 / 100
-    return 100 * math.sqrt(share * (1 - share) / score.samples)
 
 
 def _line(step: Iteration, dense: Score, plan: Plan, network: Network) -> str:

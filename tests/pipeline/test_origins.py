@@ -10,14 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import slimcli
 from slimcli.errors import CheckpointError, DivergedError, RunDirError, SettingsError
 from slimcli.networks import resolve
 from slimcli.pipeline import job
-from slimcli.pipeline.origins import UNKNOWN, Known, Origins, starts_of
+from slimcli.pipeline.origins import UNKNOWN, Known, Origins
 from slimcli.pipeline.train import resume, train
 from slimcli.pruning import surgery
 from slimcli.rundir import RunDir
@@ -38,17 +36,6 @@ QUICK: dict[str, Any] = {
 def origins_of(arch: str, shape: tuple[int, int, int], known: Known = UNKNOWN) -> Origins:
     model = resolve.build(arch, 10, shape).eval()
     return Origins(model, tuple(surgery.find_groups(model, shape)), shape, known)
-
-
-@given(st.sampled_from(FINALS), st.integers(0, 100), st.booleans())
-def test_all_starts_together_take_the_epochs_that_were_given(final: str, epochs: int, buildable: bool) -> None:
-    build: Callable[[], Any] | None = (lambda: None) if buildable else None
-    starts = starts_of(PruneSettings(final=final, final_epochs=epochs), Origins(None, (), (), Known(build=build)))  # type: ignore[arg-type]
-    assert sum(each for _, each in starts) == epochs
-    assert all(each > 0 for _, each in starts)
-    if final == "auto" and epochs >= 6:
-        assert ("fresh" in dict(starts)) == buildable
-        assert list(dict(starts))[-1] == "best"
 
 
 @pytest.mark.parametrize(("arch", "shape"), [("lenet5", (1, 28, 28)), ("resnet20-cifar", (3, 32, 32))])

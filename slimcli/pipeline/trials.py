@@ -1,0 +1,107 @@
+"""The last retrainings that are tried one after another, and which of them is kept."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+from slimcli.pipeline.origins import Origins
+from slimcli.pipeline.state import Network, State
+from slimcli.records import Score, Trial
+from slimcli.settings import PruneSettings
+
+BEST = "best"
+"""The start of a trial that goes on from the one that did best so far."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A trial that is planned: where it starts, and for how many epochs."""
+
+    start: str
+    epochs: int
+
+
+class Trials:
+    """One last retraining, or under `--final auto` several from different starts. Those done stand in the run's state."""
+
+    def __init__(self, settings: PruneSettings, origins: Origins) -> None:
+        self._settings, self._origins = settings, origins
+        self._turns = turns_of(settings, fresh=origins.known.build is not None)
+
+    @property
+    def several(self) -> bool:
+        """Whether there is a choice to be made."""
+        return len(self._turns) > 1
+
+    def turn(self, state: State) -> Turn:
+        """The next one."""
+        return self._turns[len(state.trials)]
+
+    def over(self, state: State) -> bool:
+        """Whether there is none to come: all are done, or the best is to go on and the loss of every one was lost."""
+        return len(state.trials) == len(self._turns) or (self.turn(state).start == BEST and state.best is None)
+
+    def begin(self, state: State) -> Network:
+        """The network that the next one trains."""
+        start = self.turn(state).start
+        if start == BEST:
+            return copy.deepcopy(state.best or state.kept)
+        return self._origins.start(start, state.kept, self._settings, len(state.trials))
+
+    def judge(self, state: State, score: Score) -> Trial:
+        """Record what the one just done reached on the held-out split; its network is the best if it did better.
+
+        Better is by accuracy, and within its noise (one standard error) by loss, which is the finer measure. One that went
+        on from the best is longer and annealed once more: it is kept unless its accuracy is worse beyond the noise.
+        """
+        turn = self.turn(state)
+        leading = next((trial for trial in state.trials if trial.chosen), None)
+        continued = turn.start == BEST
+        chosen = leading is None or _is_better(score, leading, continued)
+        if chosen:
+            state.trials = [replace(trial, chosen=False) for trial in state.trials]
+            state.best = state.network
+        start = leading.start if continued and leading else turn.start
+        return self._record(state, Trial(start, turn.epochs, score.top1, score.loss, continued, chosen))
+
+    def give_up(self, state: State) -> Trial:
+        """Record that the next one's loss was lost."""
+        turn = self.turn(state)
+        return self._record(state, Trial(turn.start, turn.epochs, 0.0, 0.0, continued=turn.start == BEST, lost=True))
+
+    @staticmethod
+    def _record(state: State, trial: Trial) -> Trial:
+        state.trials.append(trial)
+        return trial
+
+
+def turns_of(settings: PruneSettings, fresh: bool) -> list[Turn]:
+    """The trials in their order; `fresh` says whether new weights can be drawn.
+
+    `auto` tries fine-tuning, rewinding and three fresh draws (tiny networks depend much on the draw; fewer starts where the
+    epochs do not suffice) over half of the epochs, and gives the rest to the best of them.
+    """
+    epochs, wanted = settings.final_epochs, settings.final or "finetune"
+    if not epochs:
+        return []
+    if wanted != "auto":
+        return [Turn(wanted, epochs)]
+    names = ["finetune", "rewind", *["fresh"] * (3 if fresh else 0)]
+    names = names[: min(len(names), epochs // 2)]
+    if len(names) < 2:
+        return [Turn("finetune", epochs)]
+    each = epochs // (2 * len(names))
+    return [*(Turn(name, each) for name in names), Turn(BEST, epochs - each * len(names))]
+
+
+def _is_better(score: Score, leading: Trial, continued: bool) -> bool:
+    gain, noise = score.top1 - leading.top1, _standard_error(score)
+    return gain > noise or (abs(gain) <= noise and (continued or score.loss <= leading.loss))
+
+
+def _standard_error(score: Score) -> float:
+    """Of a top-1 accuracy, in points."""
+    share = score.top1 / 100
+    return 100 * math.sqrt(share * (1 - share) / score.samples)
