@@ -17,6 +17,7 @@ from slimcli.errors import CheckpointError, DivergedError
 from slimcli.networks import checkpoint, resolve, widths
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import count
+from slimcli.pipeline.origins import NEW_WEIGHTS
 from slimcli.pipeline.prune import LOWERED
 from slimcli.pipeline.resume import check_data, cut_journal, folder_of, is_complete, read_state, resumable, settings_of
 from slimcli.pipeline.subject import check_takes
@@ -25,7 +26,7 @@ from slimcli.pruning.history import NormHistory
 from slimcli.records import JsonDict, Score
 from slimcli.rundir import RunDir
 from slimcli.settings import TrainSettings
-from slimcli.training.engine import Engine, Epoch, FitState
+from slimcli.training.engine import Engine, Epoch, FitState, seed_everything
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ class _Job:
         self.settings = settings
         self.engine = Engine(settings, progress if processes.is_main() else Progress())
         self.data = open_data(settings, batch_size=settings.batch_size, seed=settings.seed, device=str(self.engine.device))
+        if settings.like is not None:
+            seed_everything(settings.seed, NEW_WEIGHTS)  # not what the dense network of this seed began with, cut
         self.model = resolve.build(settings.arch, self.data.classes, self.data.shape)
         if settings.like is not None:  # a run that goes on knows its shape: that file may be gone
             widths.fresh(self.model, content["state_dict"] if content else _shape_of(settings.like, settings.arch))

@@ -198,6 +198,9 @@ def test_a_shape_is_trained_from_scratch_with_like(tiny_checkpoint: Path, tmp_pa
     slim = json.loads((tmp_path / "slim" / "metrics.json").read_text())["slim"]
     assert trained.metrics["dense"]["params"] == slim["params"]
     assert slimcli.load(tmp_path / "scratch" / "model.pt").get_submodule("conv1").weight.shape[0] == 15  # type: ignore[union-attr]
+    scratch, dense = (torch.load(path, weights_only=True)["first"] for path in (trained.folder.model, tiny_checkpoint))
+    bias, cut = scratch["conv1.bias"], dense["conv1.bias"][:15]  # conv1 reads as many inputs as before: not scaled
+    assert not torch.equal(bias, cut), "the first weights of the dense training of the same seed"
 
 
 def test_a_teacher_may_be_another_network_and_without_distilling_there_is_none(tiny_checkpoint: Path, tmp_path: Path) -> None:
