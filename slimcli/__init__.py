@@ -15,7 +15,10 @@ _EXPORTS = {
     "bench": "slimcli.deploy.bench",
     "count": "slimcli.networks.cost",
     "export_onnx": "slimcli.deploy.onnx",
+    "gradient_flow": "slimcli.pruning.flow",
+    "information_flow": "slimcli.pruning.flow",
     "load": "slimcli.api",
+    "pq_index": "slimcli.pruning.sparsity",
     "prune": "slimcli.api",
 }
 
@@ -25,9 +28,23 @@ if TYPE_CHECKING:
     from slimcli.deploy.bench import bench as bench
     from slimcli.deploy.onnx import export_onnx as export_onnx
     from slimcli.networks.cost import count as count
+    from slimcli.pruning.flow import gradient_flow as gradient_flow
+    from slimcli.pruning.flow import information_flow as information_flow
     from slimcli.pruning.history import NormHistory as NormHistory
+    from slimcli.pruning.sparsity import pq_index as pq_index
 
-__all__ = ["NormHistory", "__version__", "bench", "count", "export_onnx", "load", "prune"]
+__all__ = [
+    "NormHistory",
+    "__version__",
+    "bench",
+    "count",
+    "export_onnx",
+    "gradient_flow",
+    "information_flow",
+    "load",
+    "pq_index",
+    "prune",
+]
 
 
 def __getattr__(name: str) -> Any:

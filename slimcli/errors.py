@@ -10,6 +10,7 @@ SlimError
 └── FellShortError        1   the work ran, but its result is not what was asked for
     ├── ParityError           a file that computes something else than the network it came from
     ├── DivergedError         the loss is not finite
+    ├── FlowError             a flow that cannot be measured
     ├── StorageError          the disk is full or broken
     ├── MemoryShortError      the network and its batches do not fit into memory
     └── PeerError             another process of the run has stopped, or has another network
@@ -68,6 +69,10 @@ class ParityError(FellShortError):
 
 class DivergedError(FellShortError):
     """The training loss is not finite."""
+
+
+class FlowError(FellShortError):
+    """The flow through a network cannot be measured: activations or gradients are not finite, or there are no images."""
 
 
 class StorageError(FellShortError):

@@ -233,6 +233,21 @@ class PruneSettings(DataSettings, FitSettings):
             _at_least(flag, epochs, 0)
 
 
+def check_pq(p: float, q: float) -> None:
+    """Raise `SettingsError` unless p and q are what the PQ-index is defined for."""
+    if not (0 < p <= 1 <= q < math.inf and p < q):
+        raise SettingsError(
+            f"--pq {p:g},{q:g} is outside 0 < p <= 1 <= q with p < q", "use 1,2, or 0.5,1 to remove less at a time"
+        )
+
+
+def check_sap(gamma: float, beta: float, eta: float) -> None:
+    """Raise `SettingsError` for parameters of SAP's step that are outside their ranges."""
+    _within("--gamma", gamma, 0.0, math.inf, open_low=True)
+    _within("--beta", beta, 0.0, 1.0, open_low=True)
+    _within("--eta", eta, 0.0, math.inf)
+
+
 def _within(flag: str, value: float, low: float, high: float, open_low: bool = False) -> None:
     if not (low < value if open_low else low <= value) or not value <= high or math.isinf(value):
         bounds = f"{'above' if open_low else 'at least'} {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")

@@ -1,0 +1,312 @@
+"""How much the layers of a network have to do with each other (information flow), and how much each still wants to change
+(gradient flow): InCoP's Eq. 2 and 3.
+
+Two layers are consecutive if one reads what the other wrote with no conv or linear layer in between (`Graph.writers`): in the
+data flow, not in the order of definition. A filter's value on an image is the spatial mean of its output, before batch norm
+and activation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimcli.errors import ArchError, FlowError
+from slimcli.networks.cost import evaluating, layers_of
+from slimcli.pruning.graph import Graph
+
+Flow = dict[Any, Tensor]
+"""By (writer, reader): a matrix, filters of the writer x filters of the reader. Or by layer: a vector over its filters."""
+
+Sum = Callable[[Tensor], Tensor]
+"""The sum of a tensor over all processes."""
+
+FORMS = ("correlation", "raw")
+DISTANCES = ("relative", "absolute", "cosine")
+_STILL = 1e-12
+"""A filter whose variance is below this share of its squared mean does not vary: what is left is rounding."""
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def information_flow(
+    model: nn.Module,
+    batches: Iterable[Any],
+    form: str = "correlation",
+    *,
+    writers: Mapping[str, Sequence[str]] | None = None,
+    total: Sum = _alone,
+) -> dict[tuple[str, str], Tensor]:
+    """For each two consecutive layers (writer, reader) a float32 matrix (filters of the writer, filters of the reader).
+
+    `form` is `correlation` (over the images; 0 where a filter does not vary) or `raw`, Eq. 2's `E[f_i f_j]`. `batches` are
+    image tensors (B, C, H, W), or tuples that begin with one, and are gone through once. Where several processes see a part of
+    them each, `total` sums a tensor over the processes. The model is left as it is: modes, gradients, hooks, random numbers.
+
+    Raises `ArchError` for a network with less than two consecutive layers, `FlowError` for activations that are not finite,
+    and for no images.
+    """
+    if form not in FORMS:
+        raise ValueError(f"there is no form {form!r} of information flow, known are: {', '.join(FORMS)}")
+    images = (batch if isinstance(batch, Tensor) else batch[0] for batch in batches)
+    first = next(images, None)
+    if first is None:
+        raise FlowError("the information flow of no images is not defined", "give at least one batch")
+    if writers is None:
+        writers = consecutive(model, first.shape[1:])
+    if not writers:
+        raise ArchError("no layer of the network reads another one, so no information flows between layers", _NO_FLOW)
+    moments = _Moments(writers, model)
+    with torch.no_grad(), _watched(model, moments.layers) as outputs:
+        for batch in _chain(first, images):
+            if not len(batch):  # a process may have no part of a last batch
+                continue
+            outputs.clear()
+            model(batch)
+            moments.add({name: _spatial_mean(outputs, name) for name in moments.layers})
+    return moments.flow(form, total)
+
+
+_NO_FLOW = "use --stop epochs, accuracy or plateau"
+
+
+def gradient_flow(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    total: Sum = _alone,
+) -> dict[str, Tensor]:
+    """For each conv and linear layer a float32 vector: the Euclidean norm of each filter's gradient.
+
+    It is the gradient of the mean cross-entropy over all images of `batches` (images, labels), times the layer's mask where
+    `masks` has one by the parameter's name. Otherwise as `information_flow`.
+    """
+    layers = layers_of(model)
+    weights = {name: layer.weight for name, layer in layers.items()}
+    sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+    count = 0
+    with _watched(model, ()), torch.enable_grad(), _requiring_grad(weights.values()):
+        for images, labels in batches:
+            if not len(labels):
+                continue
+            loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            for name, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] += gradient
+            count += len(labels)
+    seen = float(total(torch.tensor(float(count), dtype=torch.float64, device=next(model.parameters()).device)))
+    if not seen:
+        raise FlowError("the gradient flow of no images is not defined", "give at least one batch")
+    flow = {}
+    for name, gradient in sums.items():
+        mean = total(gradient) / seen
+        mask = (masks or {}).get(f"{name}.weight")
+        norms = torch.linalg.vector_norm((mean if mask is None else mean * mask).flatten(1), dim=1)
+        if not bool(norms.isfinite().all()):
+            raise FlowError(f"the gradient of {name} is not finite", "try a lower --lr")
+        flow[name] = norms.float().cpu()
+    return flow
+
+
+def consecutive(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[str, ...]]:
+    """For each layer that reads another one: which, with no conv or linear layer in between. See `Graph.writers`."""
+    with _same_random_numbers(model):
+        return Graph(model, input_shape).writers()
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a network's flow is from the dense network's: `total` over all, and each part's own by its name."""
+
+    total: float
+    parts: dict[str, float]
+
+    def furthest(self, count: int = 3) -> list[tuple[str, float]]:
+        """The parts that are furthest away."""
+        return sorted(self.parts.items(), key=lambda part: -part[1])[:count]
+
+
+def gap(now: Mapping[Any, Tensor], dense: Mapping[Any, Tensor], distance: str = "relative") -> Gap:
+    """The distance of two flows with the same parts.
+
+    `relative` is `||now - dense|| / ||dense||` over all entries of all parts, `absolute` the same undivided, `cosine` one
+    minus the cosine of the angle between them.
+    """
+    if distance not in DISTANCES:
+        raise ValueError(f"there is no distance {distance!r} of flows, known are: {', '.join(DISTANCES)}")
+    sums = {key: _products(now[key], reference) for key, reference in dense.items()}
+    difference, reference, present = (math.fsum(column) for column in zip(*sums.values(), strict=True))
+    parts = {_name(key): _distance(*part, distance) for key, part in sums.items()}
+    return Gap(_distance(difference, reference, present, distance), parts)
+
+
+def _products(now: Tensor, dense: Tensor) -> tuple[float, float, float]:
+    """Squared difference, squared norm of the dense one, squared norm of the present one, and with them their product."""
+    present, reference = now.double(), dense.double()
+    return float((present - reference).square().sum()), float(reference.square().sum()), float(present.square().sum())
+
+
+def _distance(difference: float, dense: float, now: float, distance: str) -> float:
+    if distance == "absolute":
+        return math.sqrt(difference)
+    if distance == "relative":
+        return math.sqrt(difference / dense) if dense else float(difference > 0)
+    if not dense or not now:
+        return float(dense != now)
+    return max(0.0, 1 - (dense + now - difference) / (2 * math.sqrt(dense) * math.sqrt(now)))
+
+
+def _name(key: str | tuple[str, str]) -> str:
+    return key if isinstance(key, str) else " -> ".join(key)
+
+
+def surviving(flow: Mapping[Any, Tensor], removed: Mapping[str, Sequence[int]]) -> Flow:
+    """The dense network's flow without the rows and columns of the removed filters (in the dense numbering)."""
+
+    def kept(tensor: Tensor, layer: str, axis: int) -> Tensor:
+        gone = set(removed.get(layer, ()))
+        left = [unit for unit in range(tensor.shape[axis]) if unit not in gone]
+        return tensor.index_select(axis, torch.tensor(left)) if gone else tensor
+
+    return {
+        key: kept(tensor, key, 0) if isinstance(key, str) else kept(kept(tensor, key[0], 0), key[1], 1)
+        for key, tensor in flow.items()
+    }
+
+
+class _Moments:
+    """Counts, means, variances and cross products of all layers' values, in one pass.
+
+    Each batch is centred on the first batch's mean and summed up in its own precision; the batches' sums are added in float64.
+    So neither a large mean nor many images lose digits.
+    """
+
+    def __init__(self, writers: Mapping[str, Sequence[str]], model: nn.Module) -> None:
+        self.writers = writers
+        self.layers = tuple(dict.fromkeys([*writers, *(name for names in writers.values() for name in names)]))
+        weights = {name: layer.weight for name, layer in layers_of(model).items()}
+        empty = {name: torch.zeros(len(weights[name]), dtype=torch.float64, device=weights[name].device) for name in self.layers}
+        self._count = 0
+        self._pivots: dict[str, Tensor] = {}
+        self._sums, self._squares = dict(empty), dict(empty)
+        self._products = {
+            reader: torch.outer(torch.cat([empty[name] for name in names]), empty[reader]) for reader, names in writers.items()
+        }
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """One batch: for each layer (B, filters)."""
+        centred = {}
+        for name, value in values.items():
+            if name not in self._pivots:
+                self._pivots[name] = value.mean(0)
+            centred[name] = value - self._pivots[name]
+            self._sums[name] = self._sums[name] + centred[name].sum(0)
+            self._squares[name] = self._squares[name] + centred[name].square().sum(0)
+        for reader, names in self.writers.items():
+            read = torch.cat([centred[name] for name in names], 1)
+            self._products[reader] += read.T @ centred[reader]
+        self._count += len(next(iter(values.values())))
+
+    def flow(self, form: str, total: Sum) -> dict[tuple[str, str], Tensor]:
+        """What the sums of all processes amount to."""
+        own_count = max(1, self._count)  # a process may have had no part of any batch: its sums are 0
+        count = total(torch.full_like(next(iter(self._sums.values()))[:1], self._count))
+        if float(count) == 0:
+            raise FlowError("the information flow of no images is not defined", "give at least one batch")
+        # Each process has its own pivots: moments about its own mean first, then about the mean of all (Chan et al., 1983).
+        own = {name: self._sums[name] / own_count + self._pivots.get(name, 0.0) for name in self.layers}
+        mean = {name: total(own[name] * self._count) / count for name in self.layers}
+        offset = {name: own[name] - mean[name] for name in self.layers}
+        variance = {}
+        for name in self.layers:
+            about_own = self._squares[name] - self._sums[name].square() / own_count
+            variance[name] = (total(about_own + self._count * offset[name].square()) / count).clamp(min=0)
+            if not bool(torch.isfinite(mean[name]).all() and torch.isfinite(variance[name]).all()):
+                raise FlowError(f"{name} has activations that are not finite", "try a lower --lr, or look at the images")
+        flow: dict[tuple[str, str], Tensor] = {}
+        for reader, names in self.writers.items():
+            sums, offsets, means, variances = (
+                torch.cat([each[name] for name in names]) for each in (self._sums, offset, mean, variance)
+            )
+            about_own = self._products[reader] - torch.outer(sums, self._sums[reader]) / own_count
+            covariance = total(about_own + self._count * torch.outer(offsets, offset[reader])) / count
+            if form == "raw":
+                matrix = covariance + torch.outer(means, mean[reader])
+            else:
+                scale = torch.outer(_scale(variances, means), _scale(variance[reader], mean[reader]))
+                matrix = (covariance * scale).clamp(-1, 1)
+            parts = torch.split(matrix.float().cpu(), [len(self._sums[name]) for name in names])
+            flow |= {(name, reader): part for name, part in zip(names, parts, strict=True)}
+        return flow
+
+
+def _scale(variance: Tensor, mean: Tensor) -> Tensor:
+    """One over the standard deviation; 0 where a filter does not vary."""
+    still = variance <= _STILL * mean.square()
+    return torch.where(still, torch.zeros_like(variance), variance.clamp(min=torch.finfo(torch.float64).tiny).rsqrt())
+
+
+def _spatial_mean(outputs: Mapping[str, list[Tensor]], name: str) -> Tensor:
+    """(B, filters): a layer's output averaged over positions, and over its calls where it is called more than once."""
+    if name not in outputs:
+        raise FlowError(f"{name} was not called for these images", "freeze it, or use another stopping rule")
+    calls = outputs[name]
+    return calls[0] if len(calls) == 1 else torch.stack(calls).mean(0)
+
+
+def _chain(first: Tensor, rest: Iterator[Tensor]) -> Iterator[Tensor]:
+    yield first
+    yield from rest
+
+
+@contextmanager
+def _watched(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Eval mode, with the spatial means of these layers' outputs; everything as it was afterwards, random numbers too."""
+    outputs: dict[str, list[Tensor]] = {}
+
+    def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, _: Any, output: Tensor) -> None:
+            positions = (2, 3) if isinstance(module, nn.Conv2d) else tuple(range(1, output.ndim - 1))
+            outputs.setdefault(name, []).append((output.mean(positions) if positions else output).float())
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(record(name)) for name in names]
+    try:
+        with evaluating(model), _same_random_numbers(model):
+            yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _same_random_numbers(model: nn.Module) -> Iterator[None]:
+    """Afterwards the generators stand where they stood (a network may draw in eval mode too)."""
+    cuda = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(index for index in cuda if index is not None)):
+        yield
+
+
+@contextmanager
+def _requiring_grad(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Frozen weights have a gradient too while it is asked for."""
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)

@@ -1,0 +1,279 @@
+"""One streaming pass gives what numpy gives on all values at once; the model is left alone; survivors compare like with like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimcli.errors import ArchError, FlowError
+from slimcli.networks import resolve
+from slimcli.networks.cost import layers_of
+from slimcli.pruning import surgery
+from slimcli.pruning.flow import Gap, consecutive, gap, gradient_flow, information_flow, surviving
+from tests import tiny
+
+NETWORKS = pytest.mark.parametrize(
+    "network",
+    [tiny.Chain, tiny.Residual, tiny.Depthwise, tiny.Concat, tiny.Grouped, tiny.Gated, tiny.Twice, tiny.OptionA],
+    ids=lambda network: network.__name__,
+)
+
+
+def images_of(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, *tiny.SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def batches_of(images: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for part in images.split(size):
+        yield part, torch.arange(len(part)) % 4
+
+
+def outputs_of(model: nn.Module, images: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+    """Each layer's spatial means over all images, by hand: float64 arrays (images, filters), the mean over its calls."""
+    found: dict[str, list[Tensor]] = {}
+    handles = [
+        layer.register_forward_hook(lambda _, __, output, name=name: found.setdefault(name, []).append(output.double()))
+        for name, layer in layers_of(model).items()
+    ]
+    with torch.no_grad():
+        model.eval()(images)
+    for handle in handles:
+        handle.remove()
+    return {
+        name: np.mean([(call.mean((2, 3)) if call.ndim == 4 else call).numpy() for call in calls], axis=0)
+        for name, calls in found.items()
+    }
+
+
+@NETWORKS
+def test_correlation_is_numpys(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, images = network(), images_of(200)
+    values = outputs_of(model, images)
+    flow = information_flow(model, batches_of(images, 64))
+    assert flow
+    for (writer, reader), matrix in flow.items():
+        both = np.corrcoef(values[writer].T, values[reader].T)
+        expected = both[: values[writer].shape[1], values[writer].shape[1] :]
+        np.testing.assert_allclose(matrix.numpy(), np.nan_to_num(expected), atol=2e-4)
+
+
+def test_raw_is_the_mean_product() -> None:
+    model, images = tiny.Residual(), images_of(100)
+    values = outputs_of(model, images)
+    for (writer, reader), matrix in information_flow(model, [images[:60], images[60:]], "raw").items():
+        np.testing.assert_allclose(matrix.numpy(), values[writer].T @ values[reader] / 100, atol=1e-5)
+
+
+class _Shifted(nn.Module):
+    """Two linear layers whose values have means far larger than their deviations."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 4)
+        with torch.no_grad():
+            self.a.bias.fill_(offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.a(x))
+        return y
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1000.0])
+def test_fifty_thousand_samples_in_float32_agree_with_float64(offset: float) -> None:
+    torch.manual_seed(0)
+    model = _Shifted(offset)
+    images = torch.randn(50_000, 6)
+    now = information_flow(model, images.split(128), writers={"b": ("a",)})
+    exact = information_flow(model.double(), images.double().split(50_000), writers={"b": ("a",)})
+    # With means of 1000 the values themselves carry no more than four digits of their deviations in float32.
+    assert float((now["a", "b"] - exact["a", "b"]).abs().max()) < (1e-4 if offset < 100 else 1e-3)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_how_the_images_are_batched_changes_nothing(sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    model, images = tiny.Chain(), images_of(sum(sizes) + 2)
+    whole = information_flow(model, [images])
+    parts = information_flow(model, images.split([*sizes, 2]))
+    gradients = [gradient_flow(model, batches) for batches in (
+        [(images, torch.zeros(len(images), dtype=torch.int64))],
+        [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split([*sizes, 2])],
+    )]  # fmt: skip
+    assert all(torch.allclose(whole[key], parts[key], atol=1e-4) for key in whole)
+    assert all(torch.allclose(gradients[0][key], gradients[1][key], rtol=1e-4, atol=1e-6) for key in gradients[0])
+
+
+@pytest.mark.parametrize("parts", [(40, 40), (70, 10), (80, 0)])
+def test_processes_that_see_a_part_each_get_what_one_gets(parts: tuple[int, int]) -> None:
+    """Both processes in one: what `total` would add is collected in a first pass and given back in further ones."""
+    torch.manual_seed(0)
+    model, images = tiny.Residual(), images_of(80)
+    labels = torch.arange(80) % 4
+    shares = list(zip(images.split(list(parts)), labels.split(list(parts)), strict=True))
+
+    def run(measure: Any) -> Any:
+        totals: list[Tensor] = []
+        while True:  # each pass learns one more sum over both
+            seen: list[list[Tensor]] = [[], []]
+
+            def total(tensor: Tensor, rank: int, seen: list[list[Tensor]] = seen) -> Tensor:
+                number = len(seen[rank])
+                seen[rank].append(tensor)
+                if number < len(totals):
+                    return totals[number]
+                raise StopIteration
+
+            try:
+                for rank in (1, 0):
+                    try:
+                        result = measure(shares[rank], lambda tensor, rank=rank: total(tensor, rank))
+                    except StopIteration:
+                        if rank == 0:
+                            raise
+                return result
+            except StopIteration:
+                totals.append(seen[0][len(totals)] + seen[1][len(totals)])
+
+    writers = consecutive(model, tiny.SHAPE)
+    shared = run(lambda share, total: information_flow(model, [share[0][:0], share[0]], writers=writers, total=total))
+    alone = information_flow(model, [images])
+    assert all(torch.allclose(shared[key], alone[key], atol=1e-5) for key in alone)
+    shared = run(lambda share, total: gradient_flow(model, [share], total=total))
+    alone_gradient = gradient_flow(model, [(images, labels)])
+    assert all(torch.allclose(shared[key], alone_gradient[key], atol=1e-6) for key in alone_gradient)
+
+
+def test_gradient_flow_is_autograds() -> None:
+    torch.manual_seed(0)
+    model, images = tiny.Chain().eval(), images_of(50)
+    labels = torch.arange(50) % 4
+    mask = (torch.rand(model.conv1.weight.shape) < 0.5).float()
+    flow = gradient_flow(model, [(images[:30], labels[:30]), (images[30:], labels[30:])], masks={"conv1.weight": mask})
+    F.cross_entropy(model(images), labels).backward()
+    for name, layer in layers_of(model).items():
+        assert layer.weight.grad is not None
+        gradient = layer.weight.grad * (mask if name == "conv1" else 1)
+        assert torch.allclose(flow[name], gradient.flatten(1).norm(dim=1), rtol=1e-4, atol=1e-7)
+
+
+class _Noisy(tiny.Chain):
+    """Draws random numbers in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x + 0 * torch.rand(1))
+        return y
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_model_is_left_as_it_was(broken: bool) -> None:
+    model, images = _Noisy(), images_of(20)
+    model.bn1.eval()
+    model.conv2.weight.requires_grad_(False)
+    model.fc1.weight.grad = torch.ones_like(model.fc1.weight)
+    if broken:
+        images[3] = math.nan
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    state = torch.get_rng_state()
+    for measure in (information_flow, gradient_flow):
+        try:
+            measure(model, list(batches_of(images, 10)))  # type: ignore[operator]
+            assert not broken
+        except FlowError:
+            assert broken
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["conv2.weight"]
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == ["fc1.weight"]
+
+
+def test_a_filter_that_does_not_vary_has_correlation_0() -> None:
+    model = tiny.Chain()
+    with torch.no_grad():
+        model.conv2.weight[1] = 0
+    flow = information_flow(model, [images_of(64)])
+    assert not flow["conv1", "conv2"][:, 1].any()
+    assert not flow["conv2", "fc1"][1].any()
+    assert all(matrix.isfinite().all() and matrix.abs().max() <= 1 for matrix in flow.values())
+
+
+def test_layers_are_consecutive_in_the_data_flow() -> None:
+    assert consecutive(tiny.Chain(), tiny.SHAPE) == {"conv2": ("conv1",), "fc1": ("conv2",), "fc2": ("fc1",)}
+    assert consecutive(tiny.Residual(), tiny.SHAPE) == {
+        "a": ("stem",),
+        "b": ("a",),
+        "c": ("stem", "b"),  # the identity shortcut leads back to the stem
+        "short": ("stem", "b"),
+        "fc": ("c", "short"),  # a conv shortcut is a layer like any other
+    }
+    resnet = consecutive(resolve.build("resnet20-cifar", 10, (3, 32, 32)), (3, 32, 32))
+    assert resnet["layer1.1.conv1"] == ("conv1", "layer1.0.conv2")
+    assert resnet["layer2.0.conv2"] == ("layer2.0.conv1",)
+
+
+def test_survivors_are_compared_with_themselves() -> None:
+    """Filters that nothing reads are removed: the flow of the rest is what it was, bit for bit but rounding."""
+    torch.manual_seed(0)
+    model, images = tiny.Chain(), images_of(64)
+    with torch.no_grad():
+        model.conv2.weight[:, [1, 4]] = 0
+    dense = information_flow(model, [images]), gradient_flow(model, batches_of(images, 64))
+    slim_groups = [group for group in surgery.find_groups(model, tiny.SHAPE) if group.name == "conv1"]
+    kept = surgery.remove(model, tiny.SHAPE, {slim_groups[0].name: (1, 4)})
+    assert kept == {"conv1": [0, 2, 3, 5]}
+    removed = {"conv1": [1, 4]}
+    now = information_flow(model, [images]), gradient_flow(model, batches_of(images, 64))
+    for before, after in zip(dense, now, strict=True):
+        reference = surviving(before, removed)
+        assert {key: value.shape for key, value in reference.items()} == {key: value.shape for key, value in after.items()}
+    assert gap(now[0], surviving(dense[0], removed)).total < 1e-3
+
+
+FLOWS = st.lists(st.floats(-10, 10), min_size=6, max_size=6)
+
+
+@given(FLOWS, FLOWS, st.floats(0.1, 10))
+def test_distances(one: list[float], other: list[float], scale: float) -> None:
+    now, dense = ({"a": torch.tensor(v[:2]), ("a", "b"): torch.tensor(v[2:]).view(2, 2)} for v in (one, other))
+    whole = [torch.cat([value.flatten() for value in flow.values()]).double().numpy() for flow in (now, dense)]
+    norms = [float(np.linalg.norm(vector)) for vector in whole]
+    difference = float(np.linalg.norm(whole[0] - whole[1]))
+    assert gap(now, dense, "absolute").total == pytest.approx(difference, abs=1e-6)
+    if norms[1] > 1e-3:
+        assert gap(now, dense).total == pytest.approx(difference / norms[1], rel=1e-5, abs=1e-6)
+        scaled = [{key: value * scale for key, value in flow.items()} for flow in (now, dense)]
+        assert gap(scaled[0], scaled[1]).total == pytest.approx(difference / norms[1], rel=1e-3, abs=1e-5)
+        if norms[0] > 1e-3:
+            cosine = 1 - float(whole[0] @ whole[1]) / (norms[0] * norms[1])
+            assert gap(now, dense, "cosine").total == pytest.approx(cosine, abs=1e-5)
+            assert gap(scaled[0], dense, "cosine").total == pytest.approx(cosine, abs=1e-5)
+    assert gap(dense, dense).total == 0
+    assert gap(now, dense).parts.keys() == {"a", "a -> b"}
+
+
+def test_the_furthest_parts_come_first() -> None:
+    assert Gap(1.0, {"a": 0.1, "b": 0.5, "c": 0.3}).furthest(2) == [("b", 0.5), ("c", 0.3)]
+
+
+def test_what_has_no_flow_is_refused() -> None:
+    with pytest.raises(ArchError, match="no layer"):
+        information_flow(nn.Sequential(nn.Conv2d(3, 4, 3)), [images_of(4)])
+    for measure in (information_flow, gradient_flow):
+        with pytest.raises(FlowError, match="no images"):
+            measure(tiny.Chain(), [])
+    with pytest.raises(ValueError, match="form"):
+        information_flow(tiny.Chain(), [images_of(4)], "covariance")
+    with pytest.raises(ValueError, match="distance"):
+        gap({}, {}, "manhattan")
