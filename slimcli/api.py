@@ -15,8 +15,10 @@ from slimcli.data.sources import open_data
 from slimcli.errors import ArchError, DivergedError
 from slimcli.networks import checkpoint
 from slimcli.pipeline.origins import Known, builder
-from slimcli.pipeline.prune import Loop, start
+from slimcli.pipeline.outset import start
+from slimcli.pipeline.prune import Loop
 from slimcli.pipeline.subject import check_takes
+from slimcli.pipeline.work import Work
 from slimcli.pruning import methods
 from slimcli.pruning.history import NormHistory
 from slimcli.records import Iteration, NetworkCost, Score
@@ -70,7 +72,7 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
     past = Known(build=_builder_of(network, resolved.arch, data) if resolved.arch else None)
     resolved = replace(resolved, arch=type(model).__name__)
     engine.group.launch()
-    outcome = Loop(*start(network, data, known, resolved, past), data, resolved, engine).run()
+    outcome = Loop(Work(*start(network, data, known, resolved, past), data, resolved, engine)).run()
     score = engine.evaluate(outcome.network.model, data.test)
     engine.group.part()
     if outcome.diverged:

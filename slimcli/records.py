@@ -112,7 +112,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Iteration:
-    """One turn of the loop, as `metrics.json` shows it. `top1` is measured on the held-out split."""
+    """One turn of the loop, as `metrics.json` shows it. `top1` is measured on the held-out split.
+
+    `removed` counts filters, or weights at that granularity; `remaining` is the share of the dense network's conv and linear
+    weights that are left. `epochs` are those of its retraining, `stopped` says whether the stopping rule ended it before their
+    limit, `flow_distance` is the distance after each of them where the rule looks at a flow.
+    """
 
     index: int
     macs: int
@@ -122,6 +127,9 @@ class Iteration:
     epochs: int
     removed: int
     seconds: float
+    remaining: float
+    stopped: bool = False
+    flow_distance: tuple[float, ...] = ()
     kept: bool = True
 
 

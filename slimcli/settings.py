@@ -18,8 +18,12 @@ SCHEDULES = ("onecycle", "cosine", "constant")
 NORMS = ("l1", "l2")
 DISTANCES = ("l1", "l2", "cosine")
 PENALTIES = ("tie", "exp", "weights", "none")
-STOPS = ("epochs",)
-GRANULARITIES = ("filter",)
+STOPS = ("epochs", "accuracy", "plateau", "if", "gf", "flow")
+FLOW_STOPS = ("if", "gf", "flow")
+GRANULARITIES = ("filter", "weight")
+SCOPES = ("layer", "global")
+FLOW_FORMS = ("correlation", "raw")
+FLOW_DISTANCES = ("relative", "absolute", "cosine")
 FINALS = ("finetune", "rewind", "fresh", "auto")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32", "bf16")
@@ -177,20 +181,32 @@ class PruneSettings(DataSettings, FitSettings):
     criterion: str | None = None
     penalty: str | None = None
     merge: bool | None = None
-    amount: str = "10%"
+    amount: str | None = None
+    pq: tuple[float, ...] = (0.5, 1.0)
+    gamma: float = 1.0
+    beta: float = 0.9
+    eta: float = 0.0
+    scope: str = "layer"
     granularity: str = "filter"
-    stop: str = "epochs"
+    rewind: bool | None = None
+    stop: str | None = None
+    epsilon: float | None = None
+    margin: float = 0.5
+    flow_form: str = "correlation"
+    flow_distance: str = "relative"
+    flow_samples: int = 2048
     lambda_: float = 1.0
     norm: str = "l1"
     distance: str = "l1"
     window: int | None = None
     linear: bool = False
     observe_epochs: int = 3
-    tie_epochs: int = 1
-    epochs: int = 3
+    tie_epochs: int | None = None
+    epochs: int | None = None
     final_epochs: int = 20
     final: str | None = None
     final_lr: float | None = None
+    draws: int | None = None
     distill: bool = False
     distill_weight: float = 0.5
     distill_temperature: float = 4.0
@@ -203,7 +219,11 @@ class PruneSettings(DataSettings, FitSettings):
         for flag, fraction in (("--macs", self.macs), ("--params", self.params)):
             if fraction is not None and not 0 < fraction <= 1:
                 raise SettingsError(f"{flag} {fraction:g} is outside (0, 1]", "give the fraction to keep: 0.25 keeps a quarter")
-        for flag, count, least in (("--iterations", self.iterations, 0), ("--window", self.window, 1)):
+        for flag, count, least in (
+            ("--iterations", self.iterations, 0),
+            ("--window", self.window, 1),
+            ("--draws", self.draws, 1),
+        ):
             if count is not None:
                 _at_least(flag, count, least)
         for width in self.widths or ():
@@ -212,8 +232,20 @@ class PruneSettings(DataSettings, FitSettings):
         _within("--lambda", self.lambda_, 0.0, math.inf)
         _one_of("--norm", self.norm, NORMS)
         _one_of("--distance", self.distance, DISTANCES)
-        _one_of("--stop", self.stop, STOPS)
+        if self.stop is not None:
+            _one_of("--stop", self.stop, STOPS)
         _one_of("--granularity", self.granularity, GRANULARITIES)
+        if len(self.pq) != 2:
+            raise SettingsError(f"--pq has {len(self.pq)} numbers", "give two: 0.5,1 or 1,2")
+        check_pq(*self.pq)
+        check_sap(self.gamma, self.beta, self.eta)
+        _one_of("--scope", self.scope, SCOPES)
+        if self.epsilon is not None:
+            _within("--epsilon", self.epsilon, 0.0, math.inf)
+        _within("--margin", self.margin, 0.0, 100.0)
+        _one_of("--flow-form", self.flow_form, FLOW_FORMS)
+        _one_of("--flow-distance", self.flow_distance, FLOW_DISTANCES)
+        _at_least("--flow-samples", self.flow_samples, 2)
         if self.final is not None:
             _one_of("--final", self.final, FINALS)
         if self.final_lr is not None:
@@ -226,8 +258,8 @@ class PruneSettings(DataSettings, FitSettings):
             _one_of("--penalty", self.penalty, PENALTIES)
         for flag, epochs in (
             ("--observe-epochs", self.observe_epochs),
-            ("--tie-epochs", self.tie_epochs),
-            ("--epochs", self.epochs),
+            ("--tie-epochs", self.tie_epochs or 0),
+            ("--epochs", self.epochs or 0),
             ("--final-epochs", self.final_epochs),
         ):
             _at_least(flag, epochs, 0)

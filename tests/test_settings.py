@@ -210,6 +210,13 @@ def test_every_setting_can_be_written_into_a_recipe() -> None:
         "final_lr": 0.1,
         "distill": True,
         "teacher": "f",
+        "draws": 2,
+        "amount": "pq",
+        "rewind": True,
+        "stop": "if",
+        "epsilon": 0.1,
+        "tie_epochs": 1,
+        "epochs": 2,
     }
     names = {"data": "a", "data_root": "b", "val_data": "c", "arch": "d", "history": ("e",), "criterion": "l1", "penalty": "none"}
     recipe = PruneSettings(**full, **names, train_samples=5, workers=2).to_recipe()

@@ -39,7 +39,7 @@ def shape(text: str | None) -> tuple[int, int, int] | None:
 def settings(kind: type[S], flags: Mapping[str, Any]) -> S:
     """The settings in a command's own arguments (its `locals()`): each flag is named as its setting is."""
     chosen = {field.name: flags[field.name] for field in fields(kind) if field.name in flags}
-    for name, number in (("mean", float), ("std", float), ("widths", int)):
+    for name, number in (("mean", float), ("std", float), ("widths", int), ("pq", float)):
         if name in chosen:
             chosen[name] = numbers(chosen[name], f"--{name}", number)
     if chosen.get("history"):
@@ -156,7 +156,10 @@ Iterations = Annotated[
     int | None, typer.Option(help="Turns of the loop; 0 only retrains (see --final).", rich_help_panel=_BUDGET)
 ]
 MaxDrop = Annotated[float, typer.Option(help="Points of held-out top-1 that may be lost.", rich_help_panel=_BUDGET)]
-Criterion = Annotated[str | None, typer.Option(help="history, random-pairs, l1 or random.", rich_help_panel=_PARTS)]
+Criterion = Annotated[
+    str | None,
+    typer.Option(help="history, random-pairs, magnitude, l1 or random.", show_default="the method's", rich_help_panel=_PARTS),
+]
 Penalty = Annotated[
     str | None,
     typer.Option(
@@ -175,7 +178,7 @@ Final = Annotated[
     str | None,
     typer.Option(
         help="Where the last retraining starts: finetune, rewind (first weights), fresh (the shape alone), or auto: try "
-        "each (three draws of fresh) over half of the epochs, go on with the best on the held-out split.",
+        "each over half of the epochs, go on with the best on the held-out split.",
         show_default="the method's",
         rich_help_panel=_TRAIN,
     ),
@@ -183,6 +186,14 @@ Final = Annotated[
 FinalLr = Annotated[
     float | None,
     typer.Option(help="Peak learning rate of the last retraining.", show_default="--lr", rich_help_panel=_TRAIN),
+]
+Draws = Annotated[
+    int | None,
+    typer.Option(
+        help="How many fresh starts are tried; with fresh over a third of the epochs, the best goes on.",
+        show_default="1, in auto 3",
+        rich_help_panel=_TRAIN,
+    ),
 ]
 Distill = Annotated[
     bool, typer.Option("--distill", help="The dense network teaches in the last retraining.", rich_help_panel=_TRAIN)
@@ -194,18 +205,71 @@ TeacherModel = Annotated[
     typer.Option("--teacher", help="A slimcli checkpoint that teaches instead of MODEL.", rich_help_panel=_TRAIN),
 ]
 Amount = Annotated[
-    str,
-    typer.Option(help="Channels per iteration: 10%, or counts 2,4,8 (per group, or per width).", rich_help_panel=_PARTS),
+    str | None,
+    typer.Option(
+        help="What goes in an iteration: 10%, counts of channels 2,4,8 (per group, or per width), or pq: SAP's step.",
+        show_default="the method's",
+        rich_help_panel=_PARTS,
+    ),
 ]
-Granularity = Annotated[str, typer.Option(help="What is removed: filter.", rich_help_panel=_PARTS)]
-Stop = Annotated[str, typer.Option(help="When retraining ends: epochs.", rich_help_panel=_PARTS)]
+Pq = Annotated[str, typer.Option(help="p and q of the PQ-index, for --amount pq.", rich_help_panel=_PARTS)]
+Gamma = Annotated[float, typer.Option(help="Scales SAP's step.", rich_help_panel=_PARTS)]
+Beta = Annotated[float, typer.Option(help="Largest share that SAP's step takes.", rich_help_panel=_PARTS)]
+Eta = Annotated[float, typer.Option(help="Makes SAP's step larger.", rich_help_panel=_PARTS)]
+Scope = Annotated[str, typer.Option(help="layer, or global: one amount for all layers together.", rich_help_panel=_PARTS)]
+Granularity = Annotated[
+    str, typer.Option(help="What is removed: filter, or weight (a mask: sparse, not smaller).", rich_help_panel=_PARTS)
+]
+Rewind = Annotated[
+    bool | None,
+    typer.Option(
+        "--rewind/--no-rewind",
+        help="Survivors go back to their first weights after each removal.",
+        show_default="the method's",
+        rich_help_panel=_PARTS,
+    ),
+]
+Stop = Annotated[
+    str | None,
+    typer.Option(
+        help="When retraining after a removal ends: epochs; accuracy (held-out top-1 within --margin of the dense network's); "
+        "plateau (of the training loss); if, gf (information, gradient flow within --epsilon of the dense network's); flow (if, "
+        "or the flow comes no nearer). Never after more than --epochs.",
+        show_default="the method's",
+        rich_help_panel=_PARTS,
+    ),
+]
+Epsilon = Annotated[
+    float | None,
+    typer.Option(
+        help="How far the flow may be from the dense network's.",
+        show_default="measured: what an epoch without a removal moves it, more as fewer weights are left",
+        rich_help_panel=_PARTS,
+    ),
+]
+Margin = Annotated[float, typer.Option(help="Points of top-1, for --stop accuracy.", rich_help_panel=_PARTS)]
+FlowForm = Annotated[str, typer.Option(help="Information flow as correlation, or raw: the mean product.", rich_help_panel=_PARTS)]
+FlowDistance = Annotated[
+    str, typer.Option(help="Of a flow from the dense network's: relative, absolute or cosine.", rich_help_panel=_PARTS)
+]
+FlowSamples = Annotated[int, typer.Option(help="Training images that a flow is measured on.", rich_help_panel=_PARTS)]
 Lambda = Annotated[float, typer.Option("--lambda", help="Weight of the penalty.", rich_help_panel=_PARTS)]
 Distance = Annotated[str, typer.Option(help="Of norm histories: l1, l2 or cosine.", rich_help_panel=_PARTS)]
 Window = Annotated[int | None, typer.Option(help="Only the last so many epochs of the history count.", rich_help_panel=_PARTS)]
 Linear = Annotated[bool, typer.Option("--linear", help="Hidden linear layers lose neurons too.", rich_help_panel=_PARTS)]
 ObserveEpochs = Annotated[int, typer.Option(help="Observed first where there is no history.", rich_help_panel=_TRAIN)]
-TieEpochs = Annotated[int, typer.Option(help="With the penalty, before each removal.", rich_help_panel=_TRAIN)]
-Epochs = Annotated[int, typer.Option(help="Retraining after each removal.", rich_help_panel=_TRAIN)]
+TieEpochs = Annotated[
+    int | None,
+    typer.Option(help="With the penalty, before each removal.", show_default="the method's: 1 or 0", rich_help_panel=_TRAIN),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        help="Retraining after each removal, at most.",
+        show_default="3; 20 where --stop may end it",
+        rich_help_panel=_TRAIN,
+    ),
+]
 FinalEpochs = Annotated[
     int, typer.Option(help="The last retraining, all its starts together, annealed to zero.", rich_help_panel=_TRAIN)
 ]

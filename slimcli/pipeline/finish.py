@@ -22,6 +22,7 @@ from slimcli.pipeline.prune import Outcome
 from slimcli.pipeline.state import Network, State
 from slimcli.pipeline.subject import Subject
 from slimcli.progress import Progress
+from slimcli.pruning import masks
 from slimcli.records import JsonDict, Score
 from slimcli.report import page
 from slimcli.rundir import RunDir
@@ -70,7 +71,7 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
         **asdict(slim_test),
         held_out=metrics["held_out"],
         epochs=outcome.epochs,
-        **{key: metrics[key] for key in ("training_macs", "final", "dead_filters")},
+        **{key: metrics[key] for key in ("training_macs", "final", "dead_filters", "sparsity")},
         budget_met=outcome.budget_met,
         **asdict(outcome.network.cost),
     )
@@ -171,6 +172,14 @@ def frozen(network: Network) -> list[dict[str, str]]:
     return [{"group": group.name, "reason": group.reason} for group in network.groups if not group.prunable]
 
 
+def _sparsity(network: Network) -> JsonDict | None:
+    """How many of a masked network's weights are held at zero: they are in the file, and computed with like all others."""
+    if network.masks is None:
+        return None
+    weights, alive = sum(mask.numel() for mask in network.masks.values()), masks.alive(network.masks)
+    return {"weights": weights, "zeros": weights - alive}
+
+
 def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> JsonDict:
     dense_cost, cost = job.plan.budget.dense_cost, outcome.network.cost
     return {
@@ -192,13 +201,14 @@ def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> Json
         "training_macs": outcome.training_macs,
         "reason": outcome.reason,
         "budget_met": outcome.budget_met,
-        "iterations": [asdict(step) for step in outcome.iterations],
+        "iterations": [{**asdict(step), "flow_distance": list(step.flow_distance)} for step in outcome.iterations],
         "final": {
             "distilled": job.settings.distill,
             "chosen": next((trial.start for trial in outcome.trials if trial.chosen), None),
             "trials": [asdict(trial) for trial in outcome.trials],
         },
         "dead_filters": outcome.dead,
+        "sparsity": _sparsity(outcome.network),
         "layers": [
             {
                 "name": before.name,

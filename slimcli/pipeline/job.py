@@ -17,10 +17,12 @@ from slimcli.errors import ArchError, CheckpointError, RunDirError
 from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.finish import Prepared, Result, finish, frozen, snapshot
 from slimcli.pipeline.origins import Known, builder
-from slimcli.pipeline.prune import Loop, go_on, start
+from slimcli.pipeline.outset import go_on, start
+from slimcli.pipeline.prune import Loop
 from slimcli.pipeline.resume import check_data, cut_journal, folder_of, is_complete, read_state, resumable, settings_of
 from slimcli.pipeline.state import DONE, Nowhere, State, checksum
 from slimcli.pipeline.subject import Subject, check_takes, open_subject
+from slimcli.pipeline.work import Work
 from slimcli.progress import Progress
 from slimcli.pruning import methods
 from slimcli.pruning.history import NormHistory
@@ -210,6 +212,7 @@ _STAGES = {
     "operate": "removing",
     "retrain": "retraining",
     "judge": "measuring accuracy",
+    "clear": "removing dead filters",
     "final": "the last retraining",
     "compare": "comparing last retrainings",
     "accept": "measuring the last accuracy",
@@ -296,15 +299,15 @@ def _carry_out(job: Prepared, folder: RunDir | None, engine: Engine) -> Result |
     dense_test = job.dense_test or engine.evaluate(subject.model, data.test)
     state.dense = state.dense or engine.evaluate(subject.model, data.held_out)
     teacher = job.teacher.build().to(engine.device) if job.teacher is not None else None
-    loop = Loop(state, job.plan, job.origins, data, settings, engine, teacher)
+    work = Work(state, job.plan, job.origins, data, settings, engine, teacher)
     if folder is None:
-        loop.store = Nowhere()
+        work.store = Nowhere()
     else:
-        loop.note, loop.store = folder.append, _StateFile(folder, job, dense_test)
+        work.note, work.store = folder.append, _StateFile(folder, job, dense_test)
         if job.dense_test is None:
             _note_start(job, folder, dense_test, engine)
-            loop.store.save(state)
-    outcome = loop.run()
+            work.store.save(state)
+    outcome = Loop(work).run()
     slim_test = engine.evaluate(outcome.network.model, data.test)
     result = finish(job, folder, outcome, dense_test, slim_test, engine) if folder is not None else None
     engine.group.wait_for_all()

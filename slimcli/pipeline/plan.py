@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from slimcli.networks.cost import layers_of
 from slimcli.pipeline.state import Network
-from slimcli.pruning.amounts import Amount, per_group
+from slimcli.pruning import masks
+from slimcli.pruning.amounts import ADAPTIVE, Adaptive, Amount, Fixed, per_group
 from slimcli.settings import PruneSettings
 
 
@@ -19,11 +21,21 @@ class Plan:
     @classmethod
     def of(cls, settings: PruneSettings, dense: Network) -> Plan:
         """What the settings mean for a network; `SettingsError` where amount or widths do not fit its groups."""
-        return cls(Amount(settings.amount, dense.prunable), Budget(settings, dense))
+        s, amount = settings, settings.amount or ""
+        if amount == ADAPTIVE:
+            adaptive = Adaptive(s.pq[0], s.pq[1], s.gamma, s.beta, s.eta, s.scope)
+            return cls(adaptive, Budget(settings, dense))
+        fixed = Fixed(amount, dense.prunable)
+        if dense.masks is not None:
+            fixed.weights({})
+        return cls(fixed, Budget(settings, dense))
 
     def counts(self, network: Network) -> dict[str, int]:
-        """How many channels each group loses now."""
-        return self.budget.trim({group.name: self.amount.of(group) for group in network.prunable}, network)
+        """How many channels each group loses now; of a masked network, how many weights each layer."""
+        if network.masks is not None:
+            return self.amount.weights(masks.survivors(network.model, network.masks))
+        weights = {name: layer.weight.detach().flatten() for name, layer in layers_of(network.model).items()}
+        return self.budget.trim({group.name: self.amount.filters(group, weights) for group in network.prunable}, network)
 
 
 class Budget:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from slimcli.networks import checkpoint, widths
 from slimcli.networks.cost import count
 from slimcli.pruning.history import NormHistory
+from slimcli.pruning.masks import Masks
+from slimcli.pruning.stopping import Look
 from slimcli.pruning.wiring import wiring_of
 from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Score, Trial, Wiring
 from slimcli.training.engine import FitState
@@ -28,6 +30,7 @@ class Network:
     groups: tuple[ChannelGroup, ...]
     cost: NetworkCost
     removed: dict[str, list[int]] = field(default_factory=dict)
+    masks: Masks | None = None
     _wirings: dict[str, Wiring] | None = field(default=None, repr=False)
 
     @property
@@ -61,6 +64,7 @@ class Network:
             "history": self.history.state_dict(),
             "groups": [asdict(group) for group in self.groups],
             "removed": copy.deepcopy(self.removed),
+            "masks": None if self.masks is None else {name: mask.cpu().clone() for name, mask in self.masks.items()},
         }
 
     @classmethod
@@ -79,16 +83,25 @@ class Network:
         )
         model.to(reference.device).eval()
         history = NormHistory.from_state_dict(content["history"])
-        return cls(model, history, groups, count(model, input_shape), copy.deepcopy(dict(content["removed"])))
+        masks = content["masks"]
+        return cls(
+            model,
+            history,
+            groups,
+            count(model, input_shape),
+            copy.deepcopy(dict(content["removed"])),
+            None if masks is None else {name: mask.to(reference.device) for name, mask in masks.items()},
+        )
 
 
 @dataclass
 class State:
-    """Where a run stands. `stage` names what comes next (a method of `pipeline.prune.Loop`).
+    """Where a run stands. `stage` names what comes next (a key of `pipeline.prune.Loop`).
 
     `network` is the one being worked on, `kept` the last one within the allowed drop (they are one object between two
     iterations), `best` the one that did best of the last retrainings tried so far (`trials`); `fit` is the training phase
-    in progress, `draws` the state of the generator of random choices.
+    in progress, `looks` what the stopping rule saw after each epoch of the retraining, `drift` how far the dense network's flow
+    moves in an epoch, `draws` the state of the generator of random choices.
     """
 
     network: Network
@@ -104,6 +117,8 @@ class State:
     top1_after_surgery: float = 0.0
     seconds: float = 0.0
     fit: FitState | None = None
+    looks: list[Look] = field(default_factory=list)
+    drift: float | None = None
     epochs: int = 0
     training_macs: int = 0
     lr_scale: float = 1.0
@@ -121,6 +136,7 @@ class State:
             "iterations": [asdict(step) for step in self.iterations],
             "choices": [asdict(choice) for choice in self.choices],
             "trials": [asdict(trial) for trial in self.trials],
+            "looks": [asdict(look) for look in self.looks],
             "best": None if self.best is None or self.best is self.network else self.best.content(),
             "best_is_network": self.best is self.network,
             "fit": {"epochs": self.fit.epochs, "optimizer": self.fit.optimizer} if self.fit else None,
@@ -141,7 +157,8 @@ class State:
                 "trials": [Trial(**trial) for trial in content["trials"]],
                 "dense": Score(**content["dense"]) if content["dense"] else None,
                 "held_out": Score(**content["held_out"]) if content["held_out"] else None,
-                "iterations": [Iteration(**step) for step in content["iterations"]],
+                "iterations": [_iteration(step) for step in content["iterations"]],
+                "looks": [_look(look) for look in content["looks"]],
                 "choices": [_choice(choice) for choice in content["choices"]],
                 "fit": FitState(**content["fit"]) if content["fit"] else None,
             }
@@ -151,6 +168,14 @@ class State:
 def checksum(model: nn.Module) -> str:
     """Of all weights: what all processes of a run must agree on."""
     return str(sum(float(value.double().abs().sum()) for value in model.state_dict().values()))
+
+
+def _iteration(plain: Mapping[str, Any]) -> Iteration:
+    return Iteration(**{**plain, "flow_distance": tuple(plain["flow_distance"])})
+
+
+def _look(plain: Mapping[str, Any]) -> Look:
+    return Look(**{**plain, "furthest": tuple((name, distance) for name, distance in plain["furthest"])})
 
 
 def _choice(plain: Mapping[str, Any]) -> Choice:

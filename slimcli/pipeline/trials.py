@@ -15,6 +15,10 @@ BEST = "best"
 """The start of a trial that goes on from the one that did best so far."""
 
 
+DRAWS = 3
+"""How many fresh draws `auto` tries."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """A trial that is planned: where it starts, and for how many epochs."""
@@ -80,20 +84,23 @@ class Trials:
 def turns_of(settings: PruneSettings, fresh: bool) -> list[Turn]:
     """The trials in their order; `fresh` says whether new weights can be drawn.
 
-    `auto` tries fine-tuning, rewinding and three fresh draws (tiny networks depend much on the draw; fewer starts where the
-    epochs do not suffice) over half of the epochs, and gives the rest to the best of them.
+    `auto` tries fine-tuning, rewinding and several fresh draws (tiny networks depend much on the draw) over half of the epochs,
+    `fresh` with several `draws` those over a third; the best of them gets the rest. Fewer where the epochs do not suffice.
     """
     epochs, wanted = settings.final_epochs, settings.final or "finetune"
     if not epochs:
         return []
-    if wanted != "auto":
+    if wanted == "auto":
+        starts, share = ["finetune", "rewind", *["fresh"] * (settings.draws or DRAWS if fresh else 0)], 2
+    elif wanted == "fresh" and (settings.draws or 1) > 1:
+        starts, share = ["fresh"] * (settings.draws or 1), 3
+    else:
         return [Turn(wanted, epochs)]
-    names = ["finetune", "rewind", *["fresh"] * (3 if fresh else 0)]
-    names = names[: min(len(names), epochs // 2)]
-    if len(names) < 2:
-        return [Turn("finetune", epochs)]
-    each = epochs // (2 * len(names))
-    return [*(Turn(name, each) for name in names), Turn(BEST, epochs - each * len(names))]
+    starts = starts[: epochs // share]
+    if len(starts) < 2:
+        return [Turn("finetune" if wanted == "auto" else wanted, epochs)]
+    each = epochs // (share * len(starts))
+    return [*(Turn(start, each) for start in starts), Turn(BEST, epochs - each * len(starts))]
 
 
 def _is_better(score: Score, leading: Trial, continued: bool) -> bool:

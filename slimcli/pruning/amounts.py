@@ -1,15 +1,32 @@
-"""How many filters go in one iteration."""
+"""How much goes in one iteration: filters of each channel group, or weights of each layer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
 
 from slimcli.errors import SettingsError
+from slimcli.pruning.sparsity import sap_share
 from slimcli.records import ChannelGroup
 
+ADAPTIVE = "pq"
+"""The amount that follows from how sparse the weights are."""
 
-class Amount:
+
+class Amount(Protocol):
+    """How much goes now. `weights` are each layer's living weights by its name."""
+
+    def filters(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> int:
+        """How many of the group's channels go; one always stays."""
+
+    def weights(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
+        """How many of each layer's weights go; one always stays."""
+
+
+class Fixed:
     """A share of each group's present channels (`10%`, rounded up, at least one), or counts (`2`, or one per group `2,5`).
 
     Where a network has more groups than counts are given, the counts belong to its widths in ascending order: `2,4,8` for
@@ -17,6 +34,7 @@ class Amount:
     """
 
     def __init__(self, text: str, groups: Sequence[ChannelGroup]) -> None:
+        self._text = text
         self._share: float | None = None
         self._counts: dict[str, int] = {}
         if text.endswith("%"):
@@ -31,10 +49,44 @@ class Amount:
             raise _not_understood(text)
         self._counts = per_group("--amount", [int(part) for part in text.split(",")], groups)
 
-    def of(self, group: ChannelGroup) -> int:
+    def filters(self, group: ChannelGroup, weights: Mapping[str, Tensor] | None = None) -> int:
         """How many of the group's channels go now."""
         wanted = max(1, math.ceil(round(self._share * group.channels, 9))) if self._share else self._counts[group.name]
         return min(wanted, group.channels // 2)
+
+    def weights(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
+        """The share of each layer's living weights, rounded down."""
+        if self._share is None:
+            raise SettingsError(
+                f"--amount {self._text} counts filters", "with --granularity weight give a percentage (20%) or pq"
+            )
+        wanted = {name: math.floor(round(self._share * len(vector), 9)) for name, vector in weights.items()}
+        return {name: min(count, len(weights[name]) - 1) for name, count in wanted.items()}
+
+
+class Adaptive:
+    """SAP's step: the share that the PQ-index of the living weights allows, layer by layer or for all layers together.
+
+    Of filters the same share goes as would go of their weights: the PQ-index of the filters' norms is near zero, because a sum
+    over many weights hardly varies, and would remove almost nothing.
+    """
+
+    def __init__(self, p: float, q: float, gamma: float, beta: float, eta: float, scope: str) -> None:
+        self._step = (p, q, gamma, beta, eta)
+        self._together = scope == "global"
+
+    def filters(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> int:
+        """How many of the group's channels go now."""
+        members = weights.values() if self._together else [weights[member.layer] for member in group.members]
+        return min(math.floor(sap_share(members, *self._step) * group.channels), group.channels - 1)
+
+    def weights(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
+        """How many of each layer's living weights go; together, each layer's part of the whole is only nominal."""
+        together = sap_share(weights.values(), *self._step) if self._together else 0.0
+        return {
+            name: min(math.floor((together or sap_share([vector], *self._step)) * len(vector)), len(vector) - 1)
+            for name, vector in weights.items()
+        }
 
 
 def per_group(flag: str, numbers: Sequence[int], groups: Sequence[ChannelGroup]) -> dict[str, int]:
@@ -53,4 +105,4 @@ def per_group(flag: str, numbers: Sequence[int], groups: Sequence[ChannelGroup])
 
 
 def _not_understood(text: str) -> SettingsError:
-    return SettingsError(f"--amount {text!r} is not understood", "give a percentage (10%) or counts (2,4,8)")
+    return SettingsError(f"--amount {text!r} is not understood", "give a percentage (10%), counts (2,4,8) or pq")

@@ -10,39 +10,54 @@ from slimcli.settings import PruneSettings
 
 @dataclass(frozen=True)
 class Method:
-    """Which filters go (`criterion`), how the chosen pairs are tied (`penalty`) and merged, how the last retraining starts."""
+    """A combination: which filters or weights go (`criterion`), how many (`amount`), when retraining ends (`stop`), how chosen
+    pairs are tied (`penalty`) and merged, whether survivors go back to their first weights after each removal (`rewind`), how
+    the last retraining starts (`final`). The controls of `hbfp` train plainly in the epochs in which it ties.
+    """
 
     criterion: str
-    penalty: str
-    merge: bool
-    final: str
     summary: str
+    amount: str = "10%"
+    stop: str = "epochs"
+    penalty: str = "none"
+    merge: bool = False
+    rewind: bool = False
+    tie_epochs: int = 1
+    final: str = "finetune"
 
 
 METHODS = {
     "hbfp": Method(
         "history",
-        "weights",
-        True,
-        "auto",
         "pairs whose norms ran alike over the training history, tied in their weights and merged",
+        penalty="weights",
+        merge=True,
+        final="auto",
     ),
     "hbfp-paper": Method(
         "history",
-        "exp",
-        False,
-        "finetune",
         "the paper's text: norms tied by its exponential penalty (slope bounded), the weaker one removed",
+        penalty="exp",
     ),
-    "l1": Method("l1", "none", False, "finetune", "the filters with the least l1-norm (a control)"),
-    "random": Method("random", "none", False, "finetune", "filters drawn at random (a control)"),
+    "lth": Method(
+        "magnitude", "a fifth of the smallest, the rest back to their first weights, each time", "20%", rewind=True, tie_epochs=0
+    ),
+    "sap": Method("magnitude", "as many of the smallest as the PQ-index of the weights allows", "pq", tie_epochs=0),
+    "incop-if": Method("magnitude", "sap, retrained until information flow is back where it was", "pq", "if", tie_epochs=0),
+    "incop-gf": Method("magnitude", "sap, retrained until gradient flow is back where it was", "pq", "gf", tie_epochs=0),
+    "l1": Method("l1", "the filters with the least l1-norm (a control)"),
+    "random": Method("random", "filters drawn at random (a control)"),
 }
-CRITERIA_NAMES = ("history", "random-pairs", "l1", "random")
+CRITERIA_NAMES = ("history", "random-pairs", "magnitude", "l1", "random")
 _PAIRING = ("history", "random-pairs")
+EPOCHS, MOST_EPOCHS = 3, 20
+"""Of retraining after each removal: where their number is the rule, and where another rule may end it sooner."""
 
 
 def resolve(settings: PruneSettings) -> PruneSettings:
-    """The settings with the method's parts filled in where they were not overridden; `SettingsError` for unknown names."""
+    """The settings with the method's parts filled in where they were not overridden; `SettingsError` for unknown names, and for
+    parts that do not go together.
+    """
     if settings.method not in METHODS:
         raise SettingsError(f"there is no method {settings.method!r}", suggest(settings.method, METHODS))
     method = METHODS[settings.method]
@@ -59,4 +74,34 @@ def resolve(settings: PruneSettings) -> PruneSettings:
             raise SettingsError(
                 f"{flag} is for pairs of filters, and the criterion {criterion} chooses none", "use --criterion history"
             )
-    return replace(settings, criterion=criterion, penalty=penalty, merge=merge, final=settings.final or method.final)
+    stop = settings.stop or method.stop
+    resolved = replace(
+        settings,
+        criterion=criterion,
+        penalty=penalty,
+        merge=merge,
+        amount=settings.amount or method.amount,
+        stop=stop,
+        epochs=settings.epochs if settings.epochs is not None else EPOCHS if stop == "epochs" else MOST_EPOCHS,
+        tie_epochs=method.tie_epochs if settings.tie_epochs is None else settings.tie_epochs,
+        rewind=method.rewind if settings.rewind is None else settings.rewind,
+        final=settings.final or method.final,
+    )
+    _check_granularity(resolved)
+    return resolved
+
+
+def _check_granularity(settings: PruneSettings) -> None:
+    if settings.granularity != "weight":
+        return
+    if settings.criterion != "magnitude":
+        raise SettingsError(
+            f"the criterion {settings.criterion} chooses filters, not weights",
+            "use --criterion magnitude, or --granularity filter",
+        )
+    for flag, value in (("--macs", settings.macs), ("--params", settings.params), ("--widths", settings.widths)):
+        if value is not None:
+            raise SettingsError(
+                f"{flag} cannot be reached by masking weights: a mask saves no computation and no memory",
+                "use --granularity filter, or --iterations",
+            )

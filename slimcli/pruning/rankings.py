@@ -50,7 +50,7 @@ def random_pairs(view: GroupView, count: int) -> Choice:
 
 
 def smallest_norm(view: GroupView, count: int) -> Choice:
-    """The filters with the least norm, summed over the group (arXiv:1608.08710)."""
+    """The filters with the least norm (`--norm`), summed over the group (arXiv:1608.08710)."""
     return Choice(view.group.name, filters=tuple(sum_norms(view.norms).argsort(stable=True)[:count].tolist()))
 
 
@@ -63,6 +63,7 @@ def at_random(view: GroupView, count: int) -> Choice:
 CRITERIA: Mapping[str, Callable[[GroupView, int], Choice]] = {
     "history": history_pairs,
     "random-pairs": random_pairs,
+    "magnitude": smallest_norm,
     "l1": smallest_norm,
     "random": at_random,
 }

@@ -93,6 +93,7 @@ def _pruned(start: JsonDict, events: Sequence[JsonDict]) -> JsonDict:
         "iterations": iterations,
         "final": (end or {}).get("final") or _trials(events),
         "dead_filters": (end or {}).get("dead_filters", {}),
+        "sparsity": (end or {}).get("sparsity"),
         "layers": _layers(before["layers"], after.get("layers", [])),
         "frozen": start.get("frozen", []),
         "notes": [*start.get("notes", []), *deployed.get("notes", [])],

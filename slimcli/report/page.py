@@ -164,6 +164,11 @@ def _last_retraining(metrics: JsonDict) -> list[str]:
             for trial in final["trials"]
         ]
         sentences.append(f"Tried, by held-out top-1: {', '.join(tried)}.")
+    if sparsity := metrics.get("sparsity"):
+        share = formats.percent(sparsity["zeros"] / sparsity["weights"])
+        sentences.append(
+            f"Masks hold {share} of its {sparsity['weights']:,} weights at zero; they are stored and computed with all the same."
+        )
     if dead := metrics.get("dead_filters"):
         layers = ", ".join(f"{count} in {group}" for group, count in dead.items())
         sentences.append(f"No held-out image activates {formats.plural(sum(dead.values()), 'filter')} of it ({layers}).")

@@ -124,6 +124,8 @@ def headline(result: Result) -> str:
     if not result.pruned:
         return _training(result)
     dense, slim = result.dense, result.slim
+    if (sparsity := result.metrics.get("sparsity")) and slim["params"] == dense["params"]:
+        return f"{sparsity['zeros'] / sparsity['weights']:.0%} of the weights are zero, and nothing is smaller or faster by that."
     if slim["params"] == dense["params"]:
         return "Nothing was removed." if result.finished else "Unfinished: nothing was removed yet."
     measured = dense.get("file_bytes") and slim.get("file_bytes")

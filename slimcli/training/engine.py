@@ -70,14 +70,15 @@ class Engine:
         epochs: int,
         phase: str,
         objective: Objective = PLAIN,
-        after_epoch: Callable[[Epoch, FitState], None] | None = None,
+        after_epoch: Callable[[Epoch, FitState], bool | None] | None = None,
         schedule: str | None = None,
         done: FitState | None = None,
         lr: float | None = None,
     ) -> None:
         """Train for `epochs` epochs under a learning-rate schedule of that length, with a new optimizer; or go on from `done`.
 
-        `objective` says what is trained towards beside cross-entropy. Everything random in an epoch follows from the seed
+        `objective` says what is trained towards beside cross-entropy. `after_epoch` ends the phase where it returns True.
+        Everything random in an epoch follows from the seed
         and the number of epochs done, so that a phase that goes on ends as one that was not interrupted. Raises
         `DivergedError` at the first look at a loss that is not finite, or at weights that are not at an epoch's end (before
         `after_epoch` could take them for good), and `MemoryShortError`. The model ends in eval mode.
@@ -131,7 +132,9 @@ class Engine:
                 self.epochs_done += 1
                 if after_epoch is not None:
                     seconds = time.perf_counter() - started
-                    after_epoch(Epoch(phase, index, epochs, loss, top1, seconds), FitState(index + 1, optimizer.state_dict()))
+                    done = FitState(index + 1, optimizer.state_dict())
+                    if after_epoch(Epoch(phase, index, epochs, loss, top1, seconds), done):
+                        break
 
     def _compiled(self, model: nn.Module) -> nn.Module:
         """The model as it is called in training."""

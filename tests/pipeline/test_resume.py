@@ -109,6 +109,33 @@ def test_every_method_goes_on(tiny_checkpoint: Path, tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(
     "how",
+    [
+        {"method": "incop-if", "epochs": 3},
+        {"method": "incop-gf", "granularity": "weight", "epochs": 2},
+        {"method": "lth", "granularity": "weight"},
+        {"method": "lth", "amount": "20%", "final": "rewind"},
+        {"stop": "accuracy", "margin": 1.0, "epochs": 4},
+        {"stop": "plateau", "epochs": 4},
+        {"stop": "flow", "epochs": 4},
+    ],
+    ids=str,
+)
+def test_every_stopping_rule_and_granularity_goes_on(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    """Broken off twice, and at a place that moves with the case."""
+    own = {} if how.get("stop") else {"amount": None, "tie_epochs": None}
+    settings = PruneSettings(model=str(tiny_checkpoint), **(QUICK | own | how))
+    job.run(settings, tmp_path / "whole")
+    out = tmp_path / "run"
+    assert broken_off(6 + len(str(how)) % 5, monkeypatch, lambda: job.run(settings, out))
+    assert broken_off(4, monkeypatch, lambda: job.resume(out))
+    job.resume(out)
+    assert end_of(out) == end_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "how",
     [{"final": "auto", "final_epochs": 6}, {"final": "rewind"}, {"final": "fresh", "distill": True}, {"merge": False}],
     ids=str,
 )

@@ -6,11 +6,13 @@ import math
 from fractions import Fraction
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from slimcli.errors import SettingsError
-from slimcli.pruning.amounts import Amount, per_group
+from slimcli.pruning.amounts import Adaptive, Fixed, per_group
+from slimcli.pruning.sparsity import sap_share
 from slimcli.records import ChannelGroup, Member
 
 
@@ -26,45 +28,45 @@ def groups(*widths: int) -> list[ChannelGroup]:
 def test_a_share_is_rounded_up_and_takes_at_most_half(tenths: int, channels: int) -> None:
     text = f"{tenths / 10:g}%"
     expected = math.ceil(Fraction(tenths, 1000) * channels)
-    assert Amount(text, [group(channels)]).of(group(channels)) == min(expected, channels // 2)
+    assert Fixed(text, [group(channels)]).filters(group(channels)) == min(expected, channels // 2)
 
 
 @pytest.mark.parametrize(
     ("text", "channels", "count"), [("10%", 20, 2), ("10%", 21, 3), ("30%", 10, 3), ("50%", 5, 2), ("0.1%", 8, 1)]
 )
 def test_shares_by_example(text: str, channels: int, count: int) -> None:
-    assert Amount(text, [group(channels)]).of(group(channels)) == count
+    assert Fixed(text, [group(channels)]).filters(group(channels)) == count
 
 
 @given(st.sampled_from(["10%", "50%", "1", "7", "1000"]), st.integers(1, 40))
 def test_at_least_one_goes_and_one_stays(text: str, channels: int) -> None:
-    count = Amount(text, [group(channels)]).of(group(channels))
+    count = Fixed(text, [group(channels)]).filters(group(channels))
     assert 0 <= count <= channels // 2
     assert (count >= 1) == (channels >= 2)
 
 
 def test_a_share_follows_the_group_as_it_shrinks() -> None:
-    amount = Amount("10%", [group(100)])
-    assert [amount.of(group(width)) for width in (100, 90, 81, 11, 10)] == [10, 9, 9, 2, 1]
+    amount = Fixed("10%", [group(100)])
+    assert [amount.filters(group(width)) for width in (100, 90, 81, 11, 10)] == [10, 9, 9, 2, 1]
 
 
 def test_counts_belong_to_groups_in_order() -> None:
     network = groups(20, 50, 500)
-    amount = Amount("2,5,7", network)
-    assert [amount.of(g) for g in network] == [2, 5, 7]
-    assert [Amount("3", network).of(g) for g in network] == [3, 3, 3]
+    amount = Fixed("2,5,7", network)
+    assert [amount.filters(g) for g in network] == [2, 5, 7]
+    assert [Fixed("3", network).filters(g) for g in network] == [3, 3, 3]
 
 
 def test_counts_belong_to_widths_where_there_are_more_groups() -> None:
     network = groups(16, 16, 64, 32, 16, 64)
-    amount = Amount("2, 4, 8", network)
-    assert [amount.of(g) for g in network] == [2, 2, 8, 4, 2, 8]
-    assert [amount.of(group(9, g.name)) for g in network] == [2, 2, 4, 4, 2, 4]  # the same counts when the group is smaller
+    amount = Fixed("2, 4, 8", network)
+    assert [amount.filters(g) for g in network] == [2, 2, 8, 4, 2, 8]
+    assert [amount.filters(group(9, g.name)) for g in network] == [2, 2, 4, 4, 2, 4]  # the same counts when the group is smaller
 
 
 def test_a_number_of_counts_that_fits_nothing_is_refused() -> None:
     with pytest.raises(SettingsError, match="--amount has 2 numbers") as caught:
-        Amount("1,2", groups(16, 32, 64))
+        Fixed("1,2", groups(16, 32, 64))
     assert "per width" in caught.value.hint
     with pytest.raises(SettingsError, match="--widths has 4"):
         per_group("--widths", [1, 2, 3, 4], groups(16, 32, 64))
@@ -103,11 +105,43 @@ def test_every_group_gets_a_number(widths: list[int], data: st.DataObject) -> No
 def test_any_text_is_an_amount_or_refused_in_a_sentence(text: str) -> None:
     network = groups(20, 20)
     try:
-        amount = Amount(text, network)
+        amount = Fixed(text, network)
     except SettingsError as error:
         message, hint, counts = error.message, error.hint, [1]
     else:
-        message, hint, counts = "--amount", "none needed", [amount.of(g) for g in network]
+        message, hint, counts = "--amount", "none needed", [amount.filters(g) for g in network]
     assert "--amount" in message
     assert hint
     assert all(1 <= count <= 10 for count in counts)
+
+
+WEIGHTS = st.dictionaries(
+    st.sampled_from(["a", "b", "c"]), st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=50).map(torch.tensor), min_size=3
+)
+STEPS = st.sampled_from([(0.5, 1.0), (1.0, 2.0)])
+
+
+@given(WEIGHTS, STEPS, st.integers(1, 60), st.sampled_from(["layer", "global"]))
+def test_the_adaptive_amount_takes_of_filters_the_share_of_their_weights(
+    weights: dict[str, torch.Tensor], pq: tuple[float, float], channels: int, scope: str
+) -> None:
+    amount = Adaptive(*pq, gamma=1.0, beta=0.9, eta=0.0, scope=scope)
+    tied = ChannelGroup("a", (Member("a", tuple(range(channels))), Member("b", tuple(range(channels)))), channels)
+    together = weights.values() if scope == "global" else (weights["a"], weights["b"])
+    share = sap_share(together, *pq)
+    assert amount.filters(tied, weights) == min(math.floor(share * channels), channels - 1)
+    counts = amount.weights(weights)
+    for name, vector in weights.items():
+        share = sap_share(weights.values() if scope == "global" else [vector], *pq)
+        assert counts[name] == min(math.floor(share * len(vector)), len(vector) - 1)
+
+
+@given(WEIGHTS, st.sampled_from(["20%", "50%", "0.5%"]))
+def test_a_share_of_weights_is_rounded_down_and_one_stays(weights: dict[str, torch.Tensor], text: str) -> None:
+    counts = Fixed(text, [group(4)]).weights(weights)
+    assert counts == {name: int(Fraction(text[:-1]) / 100 * len(vector)) for name, vector in weights.items()}
+
+
+def test_counts_are_for_filters() -> None:
+    with pytest.raises(SettingsError, match="counts filters"):
+        Fixed("2,4", [group(4), group(8)]).weights({})

@@ -47,6 +47,30 @@ def test_merging_brings_its_tie_unless_another_is_named(given: dict[str, Any], p
     assert (settings.penalty, settings.merge) == (penalty, merge)
 
 
+def test_the_papers_methods_have_the_papers_parts() -> None:
+    parts = {name: resolve(PruneSettings(method=name)) for name in ("lth", "sap", "incop-if", "incop-gf")}
+    assert {s.criterion for s in parts.values()} == {"magnitude"}
+    assert [s.amount for s in parts.values()] == ["20%", "pq", "pq", "pq"]
+    assert [s.stop for s in parts.values()] == ["epochs", "epochs", "if", "gf"]
+    assert [s.rewind for s in parts.values()] == [True, False, False, False]
+    assert {s.tie_epochs for s in parts.values()} == {0}
+    combined = resolve(PruneSettings(stop="if"))
+    assert (combined.method, combined.criterion, combined.stop, combined.epochs) == ("hbfp", "history", "if", 20)
+
+
+@pytest.mark.parametrize("budget", [{"macs": 0.5}, {"params": 0.5}, {"widths": (4,)}])
+def test_masks_save_no_computation(budget: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="a mask saves no computation") as caught:
+        resolve(PruneSettings(method="lth", granularity="weight", **budget))
+    assert "--granularity filter" in caught.value.hint
+
+
+@pytest.mark.parametrize("method", ["hbfp", "l1"])
+def test_criteria_of_filters_choose_no_weights(method: str) -> None:
+    with pytest.raises(SettingsError, match="not weights"):
+        resolve(PruneSettings(method=method, granularity="weight"))
+
+
 @pytest.mark.parametrize("method", ["l1", "random"])
 def test_merging_without_pairs_is_a_contradiction(method: str) -> None:
     with pytest.raises(SettingsError, match="--merge"):

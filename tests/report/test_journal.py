@@ -97,6 +97,7 @@ EVENTS: list[JsonDict] = [
         "training_macs": 9000,
         "final": FINAL,
         "dead_filters": {"conv": 1},
+        "sparsity": None,
         "reason": REASON,
         "top1": 98.9,
         "loss": 0.04,
@@ -126,6 +127,7 @@ METRICS: JsonDict = {
     "training_macs": 9000,
     "final": FINAL,
     "dead_filters": {"conv": 1},
+    "sparsity": None,
     "layers": [
         {"name": "conv", "type": "Conv2d", "filters": [20, 18], "macs": [900, 700], "params": [50, 40]},
         {"name": "fc", "type": "Linear", "filters": [10, 10], "macs": [100, 100], "params": [50, 50]},

@@ -1,0 +1,59 @@
+"""The last retraining, one method a stage: from each of its starts in turn, the best on the held-out split being kept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from slimcli.pipeline.state import DONE, checksum
+from slimcli.pipeline.trials import Trials
+from slimcli.pipeline.work import Work
+from slimcli.training.losses import Objective
+
+
+class LastRetraining:
+    """The stages after the loop. A stage does its work on the state and names the stage that comes next."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.trials = Trials(work.settings, work.origins)
+
+    def final(self) -> str:
+        """The last retraining, annealed to zero, from the next of the starts that are tried."""
+        state, trials = self.work.state, self.trials
+        if not self.work.retrains or trials.over(state):
+            return "accept"
+        turn = trials.turn(state)
+        if state.fit is None:
+            state.network = trials.begin(state)
+            self.work.engine.group.agree(f"a network to retrain ({turn.start})", checksum(state.network.model))
+        annealed = "onecycle" if self.work.settings.schedule == "constant" else None
+        name = f"final ({turn.start})" if trials.several else "final"
+        self.work.train(turn.epochs, name, Objective(teacher=self.work.teacher), annealed, self.work.settings.final_lr)
+        return "compare"
+
+    def compare(self) -> str:
+        """Keep the last retraining that did best on the held-out split."""
+        score = self.work.engine.group.broadcast(
+            self.work.engine.evaluate(self.work.state.network.model, self.work.data.held_out)
+        )
+        trial = self.trials.judge(self.work.state, score)
+        self.work.note("trial", **asdict(trial))
+        if self.trials.several:
+            self.work.engine.progress.say(
+                f"last retraining ({trial.start}{', continued' * trial.continued}, {trial.epochs} epochs): "
+                f"held-out top-1 {score.top1:.2f}, loss {score.loss:.4f}"
+            )
+        return self.work.saved("final")
+
+    def accept(self) -> str:
+        """Judge the last retraining too: one that lost more than allowed is taken back."""
+        state = self.work.state
+        state.network = state.best or state.kept
+        state.held_out = self.work.engine.evaluate(state.network.model, self.work.data.held_out)
+        if state.best is not None and self.work.engine.group.broadcast(state.held_out.top1 < self.work.lowest):
+            state.network = state.kept
+            state.trials = [replace(trial, chosen=False) for trial in state.trials]
+            state.reason += "; the last retraining lost accuracy and was taken back"
+            state.held_out = self.work.engine.evaluate(state.network.model, self.work.data.held_out)
+        state.kept, state.best = state.network, None
+        return self.work.saved(DONE)

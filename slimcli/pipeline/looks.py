@@ -1,0 +1,105 @@
+"""What a stopping rule is told after each epoch of retraining, and the rule that the settings name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import islice
+
+from torch import Tensor, nn
+
+from slimcli.data.loaders import Data
+from slimcli.networks.cost import layers_of
+from slimcli.pipeline.state import Network
+from slimcli.pruning import flow, masks
+from slimcli.pruning.flow import Flow
+from slimcli.pruning.stopping import AccuracyBack, AllEpochs, FlowSettled, FlowWithin, Look, LossPlateau, Rule, drift_epsilon
+from slimcli.records import Score
+from slimcli.settings import FLOW_STOPS, PruneSettings
+from slimcli.training.engine import Engine, Epoch, seed_everything
+
+FLOW_IMAGES = 2 * 10**9
+"""In place of an epoch's number, for what a user's loader draws at random when a flow is measured: the same images each time."""
+
+
+class Watch:
+    """Looks at a network after each epoch of retraining. The dense network's flow is measured when it is first needed."""
+
+    def __init__(self, settings: PruneSettings, dense: nn.Module, data: Data, engine: Engine) -> None:
+        self._settings, self._dense, self._data, self._engine = settings, dense, data, engine
+        self._reference: Flow | None = None
+        self._writers: dict[str, tuple[str, ...]] | None = None
+
+    def look(self, network: Network, epoch: Epoch) -> Look:
+        """What the rule asks to know of the network after that epoch."""
+        top1 = distance = None
+        furthest: tuple[tuple[str, float], ...] = ()
+        if self._settings.stop == "accuracy":
+            top1 = self._engine.evaluate(network.model, self._data.held_out).top1
+        if self._settings.stop in FLOW_STOPS:
+            gap = self.gap(network)
+            distance, furthest = gap.total, tuple(gap.furthest())
+        return self._engine.group.broadcast(Look(epoch.loss, top1, distance, furthest))
+
+    def gap(self, network: Network) -> flow.Gap:
+        """How far the network's flow is from the dense network's, of what both have."""
+        if self._reference is None:
+            self._reference = self._flow(self._dense, None)
+        present = self._flow(network.model, network.masks)
+        return flow.gap(present, flow.surviving(self._reference, network.removed), self._settings.flow_distance)
+
+    def drift(self) -> float:
+        """How far an epoch of training at the retraining's learning rate moves the dense network's flow, nothing removed."""
+        engine, settings = self._engine, self._settings
+        moved = copy.deepcopy(self._dense)
+        done = engine.epochs_done
+        engine.fit(moved, self._data.train, 1, "drift", schedule="constant")
+        engine.epochs_done = done  # a measurement: it is no epoch of the run's
+        if self._reference is None:
+            self._reference = self._flow(self._dense, None)
+        return flow.gap(self._flow(moved, None), self._reference, settings.flow_distance).total
+
+    def _flow(self, model: nn.Module, mask: masks.Masks | None) -> Flow:
+        total = self._engine.group.sum
+        with self._engine.memory_named("measuring a flow"):
+            if self._settings.stop == "gf":
+                alive = {f"{name}.weight": value for name, value in (mask or {}).items()}
+                return dict(flow.gradient_flow(model, self._batches(), masks=alive, total=total))
+            if self._writers is None:  # the names of layers: a removal does not change them
+                self._writers = flow.consecutive(model, self._data.shape)
+            return dict(
+                flow.information_flow(model, self._batches(), self._settings.flow_form, writers=self._writers, total=total)
+            )
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's part of the first training images, on the device; the same ones each time."""
+        seed_everything(self._settings.seed, FLOW_IMAGES)
+        group, device = self._engine.group, self._engine.device
+        count = -(-self._settings.flow_samples // self._settings.batch_size)
+        for images, labels in islice(self._data.train.shard(group.rank, group.size).epoch(0), count):
+            yield images.to(device), labels.to(device)
+
+
+def rule_of(settings: PruneSettings, dense: Score, drift: float | None, remaining: float) -> Rule:
+    """The rule for one retraining. `drift` is given where the settings name no epsilon; `remaining` is the share of the weights
+    that are left.
+    """
+    if settings.stop == "accuracy":
+        return AccuracyBack(dense.top1 - settings.margin)
+    if settings.stop == "plateau":
+        return LossPlateau()
+    if settings.stop in FLOW_STOPS:
+        epsilon = settings.epsilon
+        if epsilon is None:
+            assert drift is not None
+            epsilon = drift_epsilon(drift, remaining)
+        return FlowSettled(epsilon) if settings.stop == "flow" else FlowWithin(epsilon)
+    return AllEpochs()
+
+
+def remaining_weights(network: Network, dense: nn.Module) -> float:
+    """The share of the dense network's conv and linear weights that are left."""
+    before = sum(layer.weight.numel() for layer in layers_of(dense).values())
+    if network.masks is not None:
+        return masks.alive(network.masks) / before
+    return sum(layer.weight.numel() for layer in layers_of(network.model).values()) / before

@@ -1,0 +1,64 @@
+"""Where a run begins, or where it goes on: its state, what its settings mean, and the dense network that it came from."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from slimcli.data.loaders import Data
+from slimcli.errors import ArchError, SettingsError
+from slimcli.networks.cost import count
+from slimcli.pipeline.decisions import found_again
+from slimcli.pipeline.origins import UNKNOWN, Known, Origins
+from slimcli.pipeline.plan import Plan
+from slimcli.pipeline.state import Network, State
+from slimcli.pruning import flow, masks, surgery
+from slimcli.pruning.history import NormHistory
+from slimcli.pruning.verification import verify
+from slimcli.records import JsonDict
+from slimcli.settings import PruneSettings
+
+
+def start(
+    model: nn.Module, data: Data, history: NormHistory, settings: PruneSettings, known: Known = UNKNOWN
+) -> tuple[State, Plan, Origins]:
+    """The state before the first step, with a copy of the dense network and its verified groups, what the settings mean, and
+    where the last retraining may start.
+
+    `settings` come from `methods.resolve`. Raises `ArchError` where nothing can be pruned, `SettingsError` where amount or
+    widths do not fit the groups.
+    """
+    if settings.criterion == "history" and history.epochs == 0 and settings.observe_epochs == 0:
+        raise SettingsError(
+            "there is no norm history to choose pairs by, and --observe-epochs is 0", "observe some, or give --history"
+        )
+    groups = verify(model, data.shape, surgery.find_groups(model, data.shape, settings.linear))
+    if not any(group.prunable for group in groups):
+        reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:8])
+        raise ArchError(
+            f"{settings.arch or 'the network'} has no group of channels that can be pruned ({reasons})",
+            "see `slim inspect`",
+        )
+    if settings.final == "fresh" and known.build is None:
+        raise SettingsError("--final fresh needs to know how the network is built", "name it with arch=")
+    if settings.stop in ("if", "flow") and not flow.consecutive(model, data.shape):
+        raise ArchError(
+            "no layer of the network reads another one, so no information flows between layers", "use --stop accuracy or plateau"
+        )
+    network = Network(copy.deepcopy(model), history, groups, count(model, data.shape))
+    if settings.granularity == "weight":
+        network.masks = masks.full(network.model)
+    state = State(network, network, torch.Generator().manual_seed(settings.seed).get_state())
+    return state, Plan.of(settings, network), Origins(model, groups, data.shape, known)
+
+
+def go_on(
+    content: JsonDict, model: nn.Module, data: Data, settings: PruneSettings, known: Known = UNKNOWN
+) -> tuple[State, Plan, Origins]:
+    """What `start` gave, as it stood when the state was saved; `model` is the dense network. Nothing is verified again."""
+    state = State.from_content(content, model, data.shape)
+    groups = found_again(state.kept.groups, surgery.find_groups(model, data.shape, settings.linear))
+    dense = Network(model, state.kept.history, groups, count(model, data.shape))
+    return state, Plan.of(settings, dense), Origins(model, groups, data.shape, known)

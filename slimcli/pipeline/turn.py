@@ -1,0 +1,207 @@
+"""One turn of the loop, one method a stage: choose filters, pull pairs together, remove, retrain, judge.
+
+A stage does its work on the state and names the stage that comes next. The state is saved after every epoch and after every
+stage that cannot be had again from the state before.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from slimcli import processes
+from slimcli.pipeline.decisions import choose, examples_of, first_batches, merges_of, objective_for, removal_of, remove
+from slimcli.pipeline.looks import remaining_weights, rule_of
+from slimcli.pipeline.plan import Plan
+from slimcli.pipeline.state import Network
+from slimcli.pipeline.work import Work
+from slimcli.pruning import masks
+from slimcli.pruning.merging import factors_of, merge
+from slimcli.pruning.stopping import Rule
+from slimcli.records import Iteration, Score
+from slimcli.settings import FLOW_STOPS, PruneSettings
+from slimcli.training.engine import seed_everything
+
+MERGE_IMAGES = 2048
+"""How many training images the factors of a merge are measured on."""
+
+
+class Turn:
+    """The stages from the norm history to the verdict on a smaller network. Choices are made on the held-out split alone."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def observe(self) -> str:
+        """Record a norm history where there is none; where flows will be compared, measure how far they move by themselves."""
+        network = self.work.state.network
+        if self.work.settings.criterion == "history":
+            if network.history.epochs == 0 or self.work.state.fit is not None:
+                self.work.train(self.work.settings.observe_epochs, "observe")
+        elif network.history.epochs == 0:
+            network.history.record(network.model)
+        if self.work.settings.stop in FLOW_STOPS and self.work.settings.epsilon is None:
+            self.work.state.drift = self.work.watch.drift()
+            self.work.note("drift", distance=self.work.state.drift)
+        return self.work.saved("choose")
+
+    def choose(self) -> str:
+        """The criterion's decision, or the end of the loop."""
+        state = self.work.state
+        counts = self.work.plan.counts(state.kept)
+        done = len(state.iterations)
+        if self.work.plan.budget.met(state.kept, done) or not any(counts.values()):
+            state.reason = self.work.plan.budget.ending(state.kept, done)
+            return self.work.saved(self._after_the_loop)
+        self.work.since, state.seconds = time.perf_counter(), 0.0
+        state.network = copy.deepcopy(state.kept)
+        if state.network.masks is not None:
+            return "tie"
+        generator = torch.Generator()
+        generator.set_state(state.draws)
+        choices = choose(state.network, counts, self.work.settings, generator, self.work.data.shape)
+        state.choices, state.draws = self.work.engine.group.broadcast((choices, generator.get_state()))
+        return "tie"
+
+    def tie(self) -> str:
+        """Pull the chosen pairs together. Without a penalty this is plain training: every method gets the same schedule."""
+        objective = objective_for(self.work.state.network, self.work.state.choices, self.work.settings, self.work.data.shape)
+        self.work.train(self.work.settings.tie_epochs or 0, f"tie {self.work.index}", objective)
+        return "operate"
+
+    def operate(self) -> str:
+        """Merge and remove what was chosen, and measure what that alone cost."""
+        network, shape = self.work.state.network, self.work.data.shape
+        if network.masks is not None:
+            return self._mask()
+        removal = self.work.engine.group.broadcast(removal_of(network, self.work.state.choices, self.work.settings, shape))
+        examples = examples_of(network, self.work.state.choices, removal)
+        if self.work.settings.merge:
+            merges = merges_of(network, self.work.state.choices, removal, shape)
+            seed_everything(self.work.settings.seed, self.work.engine.epochs_done)
+            with self.work.engine.memory_named("measuring the factors of a merge"):
+                images = first_batches(self.work.data.train, MERGE_IMAGES)
+                factors = factors_of(network.model, images, merges) if processes.is_main() else []
+            merge(network.model, merges, self.work.engine.group.broadcast(factors))
+        remove(network, removal, shape, self.work.settings.linear)
+        self.work.engine.group.agree(f"a network after the removals of iteration {self.work.index}", network.structure())
+        return self._operated(removed={name: list(units) for name, units in removal.items()}, examples=examples)
+
+    def _mask(self) -> str:
+        """The removal of single weights: they are held at zero from now on."""
+        network = self.work.state.network
+        assert network.masks is not None
+        counts = self.work.plan.counts(network)
+        before = {name: int(mask.sum()) for name, mask in network.masks.items()}
+        together = self.work.settings.scope == "global"
+        network.masks = self.work.engine.group.broadcast(masks.without_smallest(network.model, network.masks, counts, together))
+        masks.apply(network.model, network.masks)
+        return self._operated(masked={name: before[name] - int(mask.sum()) for name, mask in network.masks.items()}, examples=[])
+
+    def _operated(self, **facts: Any) -> str:
+        """Measure what the removal alone cost; under `--rewind` the survivors go back to their first weights then."""
+        state, network = self.work.state, self.work.state.network
+        score = self.work.engine.evaluate(network.model, self.work.data.held_out)
+        state.top1_after_surgery = score.top1
+        self.work.note(
+            "surgery",
+            iteration=self.work.index,
+            **facts,
+            widths={group.name: group.channels for group in network.prunable},
+            macs=network.cost.macs,
+            params=network.cost.params,
+            top1=score.top1,
+            layers=[asdict(layer) for layer in network.cost.layers],
+        )
+        if self.work.settings.rewind:
+            state.network = self.work.origins.start("rewind", network, self.work.settings, 0)
+        return self.work.saved("retrain")
+
+    def retrain(self) -> str:
+        """Let the survivors recover until the stopping rule says that it is enough."""
+        # A rule may end it after any epoch: a schedule over all of them would then be cut off at its highest rate.
+        schedule = None if self.work.settings.stop == "epochs" else "constant"
+        self.work.train(self.work.settings.epochs or 0, f"retrain {self.work.index}", schedule=schedule, rule=self._rule())
+        return "judge"
+
+    def _rule(self) -> Rule:
+        remaining = remaining_weights(self.work.state.network, self.work.origins.dense)
+        return rule_of(self.work.settings, self.work.dense_score, self.work.state.drift, remaining)
+
+    def judge(self) -> str:
+        """Keep the network, or take the iteration back and end the loop."""
+        state, network = self.work.state, self.work.state.network
+        score = self.work.engine.evaluate(network.model, self.work.data.held_out)
+        alive = masks.alive(network.masks) if network.masks is not None else network.filters
+        before = masks.alive(state.kept.masks) if state.kept.masks is not None else state.kept.filters
+        step = Iteration(
+            index=self.work.index,
+            macs=network.cost.macs,
+            params=network.cost.params,
+            top1=score.top1,
+            top1_after_surgery=state.top1_after_surgery,
+            epochs=len(state.looks),
+            removed=before - alive,
+            seconds=round(self.work.elapsed(), 3),
+            remaining=remaining_weights(network, self.work.origins.dense),
+            stopped=bool(state.looks) and self._rule().enough(state.looks),
+            flow_distance=tuple(look.distance for look in state.looks if look.distance is not None),
+            kept=self.work.engine.group.broadcast(score.top1 >= self.work.lowest),
+        )
+        self.work.note("iteration", **asdict(step))
+        self.work.engine.progress.say(_line(step, self.work.dense_score, self.work.plan, network, self.work.settings))
+        state.iterations.append(step)
+        state.looks = []
+        if step.kept:
+            state.kept = network
+            return self.work.saved("choose")
+        state.network = state.kept
+        state.reason = f"iteration {step.index} lost more than the allowed {self.work.settings.max_drop:g} points"
+        return self.work.saved(self._after_the_loop)
+
+    @property
+    def _after_the_loop(self) -> str:
+        return "final" if self.work.state.kept.masks is None else "clear"
+
+    def clear(self) -> str:
+        """Of a masked network, take out the filters that have no living weight left, or that nothing reads."""
+        state = self.work.state
+        network, shape = copy.deepcopy(state.kept), self.work.data.shape
+        assert network.masks is not None
+        dead = masks.dead_units(network.masks, network.wirings(shape))
+        if dead:
+            network.masks = masks.after_removal(network.model, shape, network.masks, dead)
+            remove(network, dead, shape, self.work.settings.linear)
+        state.network = state.kept = network
+        score = self.work.engine.evaluate(network.model, self.work.data.held_out)
+        self.work.note(
+            "cleared",
+            removed={name: list(units) for name, units in dead.items()},
+            top1=score.top1,
+            macs=network.cost.macs,
+            params=network.cost.params,
+            alive=masks.alive(network.masks),
+        )
+        return self.work.saved("final")
+
+
+def _line(step: Iteration, dense: Score, plan: Plan, network: Network, settings: PruneSettings) -> str:
+    cost = plan.budget.dense_cost
+    epochs = (
+        ""
+        if settings.stop == "epochs"
+        else f" after {step.epochs} epoch(s)" + ("" if step.stopped else f", the rule {settings.stop} not met")
+    )
+    distance = f", flow distance {step.flow_distance[-1]:.3f}" if step.flow_distance else ""
+    size = f"weights {step.remaining:.1%}, " if network.masks is not None else ""
+    widths = ",".join(str(group.channels) for group in network.prunable[:6]) + ("..." if len(network.prunable) > 6 else "")
+    return (
+        f"iteration {step.index}: {size}MACs {step.macs / cost.macs:.1%}, parameters {step.params / cost.params:.1%}, "
+        f"held-out top-1 {step.top1:.2f} ({step.top1 - dense.top1:+.2f}; {step.top1_after_surgery:.2f} right after surgery)"
+        f"{epochs}{distance}, widths {widths}, {step.seconds:.1f} s"
+        + ("" if step.kept else " - beyond the allowed drop, taken back")
+    )

@@ -1,0 +1,123 @@
+"""Pruning single weights: masks that hold them at zero while the rest trains. A masked network is sparse, not smaller."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from slimcli.networks.cost import layers_of
+from slimcli.pruning import surgery
+from slimcli.records import Wiring
+
+Masks = dict[str, Tensor]
+"""For each conv and linear layer by name: a boolean tensor like its weight, True where the weight is alive."""
+
+
+def full(model: nn.Module) -> Masks:
+    """Masks under which every weight is alive."""
+    return {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in layers_of(model).items()}
+
+
+def alive(masks: Mapping[str, Tensor]) -> int:
+    """How many weights are."""
+    return sum(int(mask.sum()) for mask in masks.values())
+
+
+def survivors(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each layer's weights that are alive, as a vector."""
+    layers = layers_of(model)
+    return {name: layers[name].weight.detach()[mask] for name, mask in masks.items()}
+
+
+@torch.no_grad()
+def without_smallest(model: nn.Module, masks: Mapping[str, Tensor], counts: Mapping[str, int], together: bool = False) -> Masks:
+    """The masks without the smallest living weights: so many of each layer, or (`together`) their sum over all layers at once.
+
+    Every layer keeps at least one weight.
+    """
+    weights = {name: layer.weight.detach() for name, layer in layers_of(model).items()}
+    if together:
+        everywhere = torch.cat([weights[name][mask].abs() for name, mask in masks.items()])
+        gone = sum(counts.values())
+        threshold = everywhere.kthvalue(gone).values if gone else everywhere.new_tensor(-1.0)
+        counts = {name: int((weights[name][mask].abs() <= threshold).sum()) for name, mask in masks.items()}
+    pruned = {}
+    for name, mask in masks.items():
+        magnitudes = torch.where(mask, weights[name].abs(), torch.inf).flatten()
+        gone = min(counts.get(name, 0), int(mask.sum()) - 1)
+        left = mask.flatten().clone()
+        left[magnitudes.argsort(stable=True)[:gone]] = False
+        pruned[name] = left.view_as(mask)
+    return pruned
+
+
+@torch.no_grad()
+def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set the masked weights to zero, in place."""
+    layers = layers_of(model)
+    for name, mask in masks.items():
+        layers[name].weight.mul_(mask)
+
+
+@contextmanager
+def held(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """While inside, masked weights get no gradient: the optimizer has nothing to move, decay or remember there."""
+    apply(model, masks)
+    layers = layers_of(model)
+    handles = [
+        layers[name].weight.register_hook(lambda gradient, mask=mask: gradient * mask)  # type: ignore[no-untyped-call]
+        for name, mask in masks.items()
+        if layers[name].weight.requires_grad
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dead_units(masks: Mapping[str, Tensor], wirings: Mapping[str, Wiring]) -> dict[str, tuple[int, ...]]:
+    """For each group the units that no living weight makes, or none reads; one unit always stays.
+
+    Only where makers and readers are layers with masks can that be known.
+    """
+    dead = {}
+    for name, wiring in wirings.items():
+        makers = [maker for maker in wiring.makers if maker.module in masks]
+        readers = [reader for reader in wiring.readers if reader.module in masks]
+        units = range(len(wiring.kinds))
+        unmade = {
+            unit for unit in units if makers and not any(masks[m.module][list(m.rows[unit])].any() for m in makers)
+        }  # fmt: skip
+        unread = {
+            unit
+            for unit in units
+            if len(readers) == len(wiring.readers) > 0
+            and not any(masks[r.module].transpose(0, 1)[_inputs(masks[r.module], r.inputs[unit])].any() for r in readers)
+        }
+        gone = sorted(unmade | unread)
+        if len(gone) == len(wiring.kinds):
+            gone = gone[1:]
+        if gone:
+            dead[name] = tuple(gone)
+    return dead
+
+
+def _inputs(mask: Tensor, inputs: Sequence[int]) -> list[int]:
+    """The columns of a mask that belong to these input channels: grouped convs number theirs group by group."""
+    return [channel % mask.shape[1] for channel in inputs]
+
+
+@torch.no_grad()
+def after_removal(model: nn.Module, input_shape: Sequence[int], masks: Mapping[str, Tensor], removal: surgery.Removal) -> Masks:
+    """What is left of the masks when the units are removed from the model (which is not touched)."""
+    shadow = copy.deepcopy(model)
+    layers = layers_of(shadow)
+    for name, mask in masks.items():
+        layers[name].weight.copy_(mask)
+    surgery.remove(shadow, input_shape, removal)
+    return {name: layer.weight.detach() > 0.5 for name, layer in layers_of(shadow).items() if name in masks}

@@ -1,0 +1,73 @@
+"""The figure of a stopping rule: how many epochs each retraining took, and how far the flow was from the dense network's."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from slimcli.records import JsonDict
+from slimcli.report.formats import percent, plural
+from slimcli.report.result import Result
+from slimcli.report.svg import GREEN, INK, SKY, VERMILLION, Plot, line
+
+
+def stopping(result: Result) -> Plot | None:
+    """Epochs, weights left and flow distances of each iteration; None where all ran for as many epochs as were asked for."""
+    rule, steps = str(result.settings.get("stop", "epochs")), result.iterations
+    if rule == "epochs" or not steps:
+        return None
+    met = sum(bool(step.get("stopped")) for step in steps)
+    flows = any(step.get("flow_distance") for step in steps)
+    drift = next((event["distance"] for event in result.of_kind("drift")), None)
+    moved = f" An epoch without a removal moves the dense network's flow by {drift:.3f}." if drift is not None else ""
+    return Plot(
+        name="stopping",
+        title="How long each retraining took",
+        caption=f"The rule {rule} ended {met} of {plural(len(steps), 'retraining')} before their limit.{moved}",
+        description="Bars: the epochs of each iteration's retraining, hatched where the rule was not met; squares: weights left."
+        + (" Below, a line for each iteration: the distance of the flow from the dense network's after each epoch." * flows),
+        size=(9, 5 if flows else 3),
+        draw=lambda figure: _draw(figure, steps, flows, drift),
+        head=("iteration", "weights left", "epochs", "rule met", "flow distance after each epoch"),
+        rows=tuple(
+            (
+                str(step["index"]),
+                percent(step["remaining"]) if "remaining" in step else "",
+                str(step["epochs"]),
+                "yes" if step.get("stopped") else "no",
+                " ".join(f"{distance:.3f}" for distance in step.get("flow_distance") or ()),
+            )
+            for step in steps
+        ),
+    )
+
+
+def _draw(figure: Figure, steps: list[JsonDict], flows: bool, drift: float | None) -> None:
+    panels = figure.subplots(2 if flows else 1, 1, squeeze=False)[:, 0]
+    top = panels[0]
+    for stopped, hatch, name in ((True, "", "ended by the rule"), (False, "/////", "all epochs")):
+        own = [step for step in steps if bool(step.get("stopped")) is stopped]
+        places, epochs = [step["index"] for step in own], [step["epochs"] for step in own]
+        top.bar(places, epochs, label=name if own else "", color=SKY, hatch=hatch, edgecolor=INK, linewidth=0.5)
+    top.set(xlabel="iteration", ylabel="epochs")
+    for axis in (top.xaxis, top.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    weights = top.twinx()
+    left = [(step["index"], 100 * step["remaining"]) for step in steps if "remaining" in step]
+    line(weights, left, "weights left", color=VERMILLION, marker="s", linestyle=":")
+    weights.set(ylabel="weights left (%)", ylim=(0, 107))
+    weights.grid(visible=False)
+    handles, labels = (one + other for one, other in zip(*(a.get_legend_handles_labels() for a in (top, weights)), strict=True))
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    if not flows:
+        return
+    bottom, done = panels[1], 0
+    for step in steps:
+        distances = step.get("flow_distance") or ()
+        points = [(done + number, distance) for number, distance in enumerate(distances, 1)]
+        line(bottom, points, "", color=GREEN, marker="o")
+        done += len(distances)
+    if drift is not None:
+        bottom.axhline(drift, color=INK, linestyle=":", linewidth=0.8)
+    bottom.set(xlabel="epoch of retraining", ylabel="flow distance", ylim=(0, None))
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))

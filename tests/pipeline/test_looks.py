@@ -1,0 +1,193 @@
+"""Retraining ends where the rule says; masked weights stay out; what the run says of itself is so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import slimcli
+from slimcli.errors import ArchError, SettingsError
+from slimcli.networks.cost import layers_of
+from slimcli.pipeline import job
+from slimcli.pipeline.looks import rule_of
+from slimcli.progress import Progress
+from slimcli.pruning.stopping import AllEpochs, FlowWithin
+from slimcli.records import JsonDict, Score
+from slimcli.rundir import RunDir
+from slimcli.settings import PruneSettings
+
+QUICK: dict[str, Any] = {
+    "train_samples": 400,
+    "final_epochs": 1,
+    "iterations": 2,
+    "max_drop": 100.0,
+    "deploy": False,
+}
+
+
+class Said(Progress):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def run(model: Path, out: Path, **settings: Any) -> tuple[JsonDict, list[JsonDict], str]:
+    """The metrics, the journal and the words of a quick run."""
+    said = Said()
+    result = job.run(PruneSettings(model=str(model), **(QUICK | settings)), out, said)
+    assert result is not None
+    return result.metrics, RunDir(out).read_journal(), "\n".join(said.lines)
+
+
+@pytest.mark.parametrize("stop", ["accuracy", "if", "gf", "flow"])
+@pytest.mark.parametrize("method", ["hbfp", "sap", "random"])
+def test_a_rule_that_is_met_at_once_ends_each_retraining_after_an_epoch(
+    tiny_checkpoint: Path, tmp_path: Path, method: str, stop: str
+) -> None:
+    easy = {"margin": 100.0} if stop == "accuracy" else {"epsilon": 1e9}
+    metrics, journal, said = run(tiny_checkpoint, tmp_path / "run", method=method, stop=stop, epochs=5, **easy)
+    assert [step["epochs"] for step in metrics["iterations"]] == [1, 1]
+    assert all(step["stopped"] for step in metrics["iterations"])
+    assert all(len(step["flow_distance"]) == (stop != "accuracy") for step in metrics["iterations"])
+    assert "not met" not in said
+    assert sum(event["event"] == "look" for event in journal) == 2
+
+
+@pytest.mark.parametrize("stop", ["accuracy", "if", "gf"])
+def test_a_rule_that_cannot_be_met_ends_at_the_limit_and_says_so(tiny_checkpoint: Path, tmp_path: Path, stop: str) -> None:
+    hard = {"margin": 0.0} if stop == "accuracy" else {"epsilon": 0.0}
+    metrics, journal, said = run(
+        tiny_checkpoint,
+        tmp_path / "run",
+        method="random",
+        amount="50%",
+        stop=stop,
+        epochs=2,
+        iterations=1,
+        lr=1e-6,
+        tie_epochs=0,
+        **hard,
+    )
+    assert [(step["epochs"], step["stopped"]) for step in metrics["iterations"]] == [(2, False)]
+    assert f"after 2 epoch(s), the rule {stop} not met" in said
+    looks = [event for event in journal if event["event"] == "look"]
+    assert [look["index"] for look in looks] == [0, 1]
+    assert all((look["distance"] is None) == (stop == "accuracy") for look in looks)
+    if stop == "if":
+        assert {name for look in looks for name, _ in look["furthest"]} <= {"conv1 -> conv2", "conv2 -> fc1", "fc1 -> fc2"}
+
+
+def test_without_an_epsilon_the_drift_of_an_epoch_is_measured_first(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    _, journal, _ = run(tiny_checkpoint, tmp_path / "run", method="incop-if", epochs=1)
+    drift = next(event["distance"] for event in journal if event["event"] == "drift")
+    assert drift > 0
+    settings = PruneSettings(stop="if")
+    assert rule_of(settings, Score(90.0, 0.1, 10), drift, 1.0) == FlowWithin(drift)
+    assert rule_of(PruneSettings(stop="if", epsilon=0.5), Score(90.0, 0.1, 10), None, 0.1) == FlowWithin(0.5)
+    assert rule_of(PruneSettings(stop="epochs"), Score(90.0, 0.1, 10), None, 0.1) == AllEpochs()
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("method", ["lth", "sap"])
+def test_masked_weights_are_zeros_of_the_saved_network_and_save_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, method: str, scope: str
+) -> None:
+    metrics, _, said = run(tiny_checkpoint, tmp_path / "run", method=method, scope=scope, granularity="weight", epochs=1)
+    assert metrics["slim"]["macs"] == metrics["dense"]["macs"]
+    assert metrics["removed"] == {"macs": 0.0, "params": 0.0}
+    model = slimcli.load(tmp_path / "run" / "model.pt")
+    zeros = sum(int((layer.weight == 0).sum()) for layer in layers_of(model).values())
+    assert metrics["sparsity"] == {"weights": 430_500, "zeros": zeros}
+    remaining = metrics["iterations"][-1]["remaining"]
+    assert remaining == pytest.approx(1 - zeros / 430_500)
+    if method == "lth":
+        assert remaining == pytest.approx(0.64, abs=1e-3)
+    assert f"weights {remaining:.1%}" in said
+
+
+def test_dead_filters_of_a_masked_network_are_taken_out_before_the_last_retraining(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Most of conv1's weights are so small that they go at once, and two filters with them."""
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    content["state_dict"]["conv1.weight"][[3, 7]] *= 1e-6
+    torch.save(content, tmp_path / "model.pt")
+    metrics, journal, _ = run(tmp_path / "model.pt", tmp_path / "run", method="lth", granularity="weight", epochs=1, rewind=False)
+    cleared = next(event for event in journal if event["event"] == "cleared")
+    assert cleared["removed"] == {"conv1": [3, 7]}
+    assert metrics["layers"][0]["filters"] == [20, 18]
+    assert metrics["slim"]["macs"] < metrics["dense"]["macs"]
+    assert metrics["sparsity"]["weights"] < 430_500
+    assert slimcli.load(tmp_path / "run" / "model.pt").get_submodule("conv1").weight.shape[0] == 18  # type: ignore[union-attr]
+
+
+def test_rewinding_goes_back_to_the_first_weights_after_each_removal(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"method": "lth", "granularity": "weight", "epochs": 0, "final_epochs": 0, "iterations": 1}
+    run(tiny_checkpoint, tmp_path / "run", **settings)
+    first = torch.load(tiny_checkpoint, weights_only=True)["first"]
+    for name, layer in layers_of(slimcli.load(tmp_path / "run" / "model.pt")).items():
+        alive = layer.weight != 0
+        assert torch.equal(layer.weight[alive], first[f"{name}.weight"][alive])
+        assert 0.75 < float(alive.float().mean()) < 0.85
+
+
+def test_the_same_methods_on_filters_leave_a_smaller_network(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    metrics, _, _ = run(tiny_checkpoint, tmp_path / "run", method="sap", pq=(1.0, 2.0), epochs=1)
+    assert metrics["sparsity"] is None
+    assert metrics["removed"]["macs"] > 0.3
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["iterations"][0]["remaining"] < 0.9
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"pq": (2.0, 1.0)}, "--pq"),
+        ({"pq": (1.0,)}, "--pq"),
+        ({"gamma": -1.0}, "--gamma"),
+        ({"beta": 1.5}, "--beta"),
+        ({"epsilon": -0.1}, "--epsilon"),
+        ({"epsilon": float("nan")}, "--epsilon"),
+        ({"epsilon": float("inf")}, "--epsilon"),
+        ({"stop": "never"}, "--stop"),
+        ({"granularity": "kernel"}, "--granularity"),
+        ({"flow_samples": 1}, "--flow-samples"),
+        ({"margin": -1.0}, "--margin"),
+    ],
+)
+def test_settings_outside_their_ranges_are_refused(wrong: dict[str, Any], word: str) -> None:
+    with pytest.raises(SettingsError, match=word):
+        PruneSettings(**wrong)
+
+
+ONE_LAYER = """
+import torch
+from torch import nn
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(10, 8))
+    def forward(self, x):
+        return x @ self.weight.T
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), Head())
+"""
+
+
+def test_a_network_of_one_layer_has_no_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one.py").write_text(ONE_LAYER)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(ONE_LAYER, namespace)
+    torch.save(namespace["build"]().state_dict(), tmp_path / "one.pt")
+    settings = PruneSettings(model="one.pt", arch="one.py:build", data="digits", method="sap", stop="if", linear=True)
+    with pytest.raises(ArchError, match=r"no layer of the network reads another one|no group of channels"):
+        job.run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

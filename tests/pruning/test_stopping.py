@@ -1,0 +1,62 @@
+"""Each rule stops where its words say, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slimcli.pruning.stopping import (
+    PLATEAU,
+    SETTLED,
+    AccuracyBack,
+    AllEpochs,
+    FlowSettled,
+    FlowWithin,
+    Look,
+    LossPlateau,
+    Rule,
+    drift_epsilon,
+)
+
+POSITIVE = st.floats(1e-3, 1e3)
+LOOKS = st.lists(st.builds(Look, POSITIVE, st.floats(0, 100), POSITIVE), min_size=1, max_size=8)
+
+
+def first_stop(rule: Rule, looks: list[Look]) -> int | None:
+    """After how many epochs the rule ends a retraining; None where it does not."""
+    return next((count for count in range(1, len(looks) + 1) if rule.enough(looks[:count])), None)
+
+
+@given(LOOKS, st.floats(0, 100), POSITIVE)
+def test_each_rule_stops_at_the_first_epoch_that_it_names(looks: list[Look], target: float, epsilon: float) -> None:
+    numbered = list(enumerate(looks, 1))
+    assert first_stop(AllEpochs(), looks) is None
+    assert first_stop(AccuracyBack(target), looks) == next((n for n, look in numbered if (look.top1 or 0) >= target), None)
+    assert first_stop(FlowWithin(epsilon), looks) == next((n for n, look in numbered if (look.distance or 0) <= epsilon), None)
+    flat = [n for n, look in numbered[1:] if look.loss > (1 - PLATEAU) * looks[n - 2].loss]
+    assert first_stop(LossPlateau(), looks) == next(iter(flat), None)
+    settled = [
+        n
+        for n, look in numbered
+        if (look.distance or 0) <= epsilon or (n > 1 and (look.distance or 0) > (1 - SETTLED) * (looks[n - 2].distance or 0))
+    ]
+    assert first_stop(FlowSettled(epsilon), looks) == next(iter(settled), None)
+
+
+@pytest.mark.parametrize("rule", [AccuracyBack(0.0), FlowWithin(1e9), FlowSettled(1e9)])
+def test_what_was_not_looked_at_stops_nothing(rule: Rule) -> None:
+    assert not rule.enough([Look(loss=1.0), Look(loss=1.0)])
+
+
+def test_no_rule_is_told_of_test_images() -> None:
+    """What a rule can know is a `Look`, which holds training loss, held-out accuracy and the flow."""
+    assert {field.name for field in fields(Look)} == {"loss", "top1", "distance", "furthest"}
+
+
+@given(st.floats(0, 10), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_the_smaller_the_network_the_further_its_flow_may_be(drift: float, one: float, other: float) -> None:
+    smaller, larger = sorted((one, other))
+    assert drift_epsilon(drift, smaller) >= drift_epsilon(drift, larger) >= drift_epsilon(drift, 1.0) == drift
