@@ -22,13 +22,13 @@ class LastRetraining:
         state, trials = self.work.state, self.trials
         if not self.work.retrains or trials.over(state):
             return "accept"
-        turn = trials.turn(state)
+        planned = trials.next(state)
         if state.fit is None:
             state.network = trials.begin(state)
-            self.work.engine.group.agree(f"a network to retrain ({turn.start})", checksum(state.network.model))
+            self.work.engine.group.agree(f"a network to retrain ({planned.start})", checksum(state.network.model))
         annealed = "onecycle" if self.work.settings.schedule == "constant" else None
-        name = f"final ({turn.start})" if trials.several else "final"
-        self.work.train(turn.epochs, name, Objective(teacher=self.work.teacher), annealed, self.work.settings.final_lr)
+        name = f"final ({planned.start})" if trials.several else "final"
+        self.work.train(planned.epochs, name, Objective(teacher=self.work.teacher), annealed, self.work.settings.final_lr)
         return "compare"
 
     def compare(self) -> str:

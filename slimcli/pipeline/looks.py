@@ -43,36 +43,34 @@ class Watch:
 
     def gap(self, network: Network) -> flow.Gap:
         """How far the network's flow is from the dense network's, of what both have."""
-        if self._reference is None:
-            self._reference = self._flow(self._dense, None)
-        present = self._flow(network.model, network.masks)
-        return flow.gap(present, flow.surviving(self._reference, network.removed), self._settings.flow_distance)
+        dense = flow.surviving(self._dense_flow(), network.removed)
+        return flow.gap(self._flow(network.model, network.masks), dense, self._settings.flow_distance)
 
     def drift(self) -> float:
         """How far an epoch of training at the retraining's learning rate moves the dense network's flow, nothing removed."""
-        engine, settings = self._engine, self._settings
+        engine = self._engine
         moved = copy.deepcopy(self._dense)
         done = engine.epochs_done
         engine.fit(moved, self._data.train, 1, "drift", schedule="constant")
         engine.epochs_done = done  # a measurement: it is no epoch of the run's
-        if self._reference is None:
-            self._reference = self._flow(self._dense, None)
-        return flow.gap(self._flow(moved, None), self._reference, settings.flow_distance).total
+        return flow.gap(self._flow(moved), self._dense_flow(), self._settings.flow_distance).total
 
-    def _flow(self, model: nn.Module, mask: masks.Masks | None) -> Flow:
+    def _dense_flow(self) -> Flow:
+        if self._reference is None:
+            self._reference = self._flow(self._dense)
+        return self._reference
+
+    def _flow(self, model: nn.Module, mask: masks.Masks | None = None) -> Flow:
         total = self._engine.group.sum
         with self._engine.memory_named("measuring a flow"):
             if self._settings.stop == "gf":
-                alive = {f"{name}.weight": value for name, value in (mask or {}).items()}
-                return dict(flow.gradient_flow(model, self._batches(), masks=alive, total=total))
+                return flow.gradient_flow(model, self._batches(), masks=mask, total=total)
             if self._writers is None:  # the names of layers: a removal does not change them
                 self._writers = flow.consecutive(model, self._data.shape)
-            return dict(
-                flow.information_flow(model, self._batches(), self._settings.flow_form, writers=self._writers, total=total)
-            )
+            return flow.information_flow(model, self._batches(), self._settings.flow_form, writers=self._writers, total=total)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's part of the first training images, on the device; the same ones each time."""
+        """This process's part of the first training batches that hold so many images, on the device; the same ones each time."""
         seed_everything(self._settings.seed, FLOW_IMAGES)
         group, device = self._engine.group, self._engine.device
         count = -(-self._settings.flow_samples // self._settings.batch_size)

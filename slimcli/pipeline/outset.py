@@ -43,10 +43,8 @@ def start(
         )
     if settings.final == "fresh" and known.build is None:
         raise SettingsError("--final fresh needs to know how the network is built", "name it with arch=")
-    if settings.stop in ("if", "flow") and not flow.consecutive(model, data.shape):
-        raise ArchError(
-            "no layer of the network reads another one, so no information flows between layers", "use --stop accuracy or plateau"
-        )
+    if settings.stop in ("if", "flow"):
+        flow.consecutive(model, data.shape)  # refuses a network through which nothing flows
     network = Network(copy.deepcopy(model), history, groups, count(model, data.shape))
     if settings.granularity == "weight":
         network.masks = masks.full(network.model)

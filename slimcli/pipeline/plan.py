@@ -27,7 +27,7 @@ class Plan:
             return cls(adaptive, Budget(settings, dense))
         fixed = Fixed(amount, dense.prunable)
         if dense.masks is not None:
-            fixed.weights({})
+            fixed.weights({})  # refuses counts of filters before anything is written
         return cls(fixed, Budget(settings, dense))
 
     def counts(self, network: Network) -> dict[str, int]:

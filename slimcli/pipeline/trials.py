@@ -20,7 +20,7 @@ DRAWS = 3
 
 
 @dataclass(frozen=True)
-class Turn:
+class Planned:
     """A trial that is planned: where it starts, and for how many epochs."""
 
     start: str
@@ -32,24 +32,24 @@ class Trials:
 
     def __init__(self, settings: PruneSettings, origins: Origins) -> None:
         self._settings, self._origins = settings, origins
-        self._turns = turns_of(settings, fresh=origins.known.build is not None)
+        self._planned = planned_for(settings, fresh=origins.known.build is not None)
 
     @property
     def several(self) -> bool:
         """Whether there is a choice to be made."""
-        return len(self._turns) > 1
+        return len(self._planned) > 1
 
-    def turn(self, state: State) -> Turn:
+    def next(self, state: State) -> Planned:
         """The next one."""
-        return self._turns[len(state.trials)]
+        return self._planned[len(state.trials)]
 
     def over(self, state: State) -> bool:
         """Whether there is none to come: all are done, or the best is to go on and the loss of every one was lost."""
-        return len(state.trials) == len(self._turns) or (self.turn(state).start == BEST and state.best is None)
+        return len(state.trials) == len(self._planned) or (self.next(state).start == BEST and state.best is None)
 
     def begin(self, state: State) -> Network:
         """The network that the next one trains."""
-        start = self.turn(state).start
+        start = self.next(state).start
         if start == BEST:
             return copy.deepcopy(state.best or state.kept)
         return self._origins.start(start, state.kept, self._settings, len(state.trials))
@@ -60,20 +60,20 @@ class Trials:
         Better is by accuracy, and within its noise (one standard error) by loss, which is the finer measure. One that went
         on from the best is longer and annealed once more: it is kept unless its accuracy is worse beyond the noise.
         """
-        turn = self.turn(state)
+        planned = self.next(state)
         leading = next((trial for trial in state.trials if trial.chosen), None)
-        continued = turn.start == BEST
+        continued = planned.start == BEST
         chosen = leading is None or _is_better(score, leading, continued)
         if chosen:
             state.trials = [replace(trial, chosen=False) for trial in state.trials]
             state.best = state.network
-        start = leading.start if continued and leading else turn.start
-        return self._record(state, Trial(start, turn.epochs, score.top1, score.loss, continued, chosen))
+        start = leading.start if continued and leading else planned.start
+        return self._record(state, Trial(start, planned.epochs, score.top1, score.loss, continued, chosen))
 
     def give_up(self, state: State) -> Trial:
         """Record that the next one's loss was lost."""
-        turn = self.turn(state)
-        return self._record(state, Trial(turn.start, turn.epochs, 0.0, 0.0, continued=turn.start == BEST, lost=True))
+        planned = self.next(state)
+        return self._record(state, Trial(planned.start, planned.epochs, 0.0, 0.0, continued=planned.start == BEST, lost=True))
 
     @staticmethod
     def _record(state: State, trial: Trial) -> Trial:
@@ -81,7 +81,7 @@ class Trials:
         return trial
 
 
-def turns_of(settings: PruneSettings, fresh: bool) -> list[Turn]:
+def planned_for(settings: PruneSettings, fresh: bool) -> list[Planned]:
     """The trials in their order; `fresh` says whether new weights can be drawn.
 
     `auto` tries fine-tuning, rewinding and several fresh draws (tiny networks depend much on the draw) over half of the epochs,
@@ -91,16 +91,16 @@ def turns_of(settings: PruneSettings, fresh: bool) -> list[Turn]:
     if not epochs:
         return []
     if wanted == "auto":
-        starts, share = ["finetune", "rewind", *["fresh"] * (settings.draws or DRAWS if fresh else 0)], 2
+        starts, share = ["finetune", "rewind", *["fresh"] * ((settings.draws or DRAWS) if fresh else 0)], 2
     elif wanted == "fresh" and (settings.draws or 1) > 1:
         starts, share = ["fresh"] * (settings.draws or 1), 3
     else:
-        return [Turn(wanted, epochs)]
+        return [Planned(wanted, epochs)]
     starts = starts[: epochs // share]
     if len(starts) < 2:
-        return [Turn("finetune" if wanted == "auto" else wanted, epochs)]
+        return [Planned("finetune" if wanted == "auto" else wanted, epochs)]
     each = epochs // (share * len(starts))
-    return [*(Turn(start, each) for start in starts), Turn(BEST, epochs - each * len(starts))]
+    return [*(Planned(start, each) for start in starts), Planned(BEST, epochs - each * len(starts))]
 
 
 def _is_better(score: Score, leading: Trial, continued: bool) -> bool:

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from slimcli.errors import SettingsError
-from slimcli.pruning.sparsity import sap_share
+from slimcli.pruning.sparsity import sap_amount, sap_share
 from slimcli.records import ChannelGroup
 
 ADAPTIVE = "pq"
@@ -82,11 +82,10 @@ class Adaptive:
 
     def weights(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
         """How many of each layer's living weights go; together, each layer's part of the whole is only nominal."""
-        together = sap_share(weights.values(), *self._step) if self._together else 0.0
-        return {
-            name: min(math.floor((together or sap_share([vector], *self._step)) * len(vector)), len(vector) - 1)
-            for name, vector in weights.items()
-        }
+        if self._together:
+            share = sap_share(weights.values(), *self._step)
+            return {name: min(math.floor(share * len(vector)), len(vector) - 1) for name, vector in weights.items()}
+        return {name: sap_amount(vector, *self._step) for name, vector in weights.items()}
 
 
 def per_group(flag: str, numbers: Sequence[int], groups: Sequence[ChannelGroup]) -> dict[str, int]:

@@ -21,15 +21,14 @@ from torch.nn import functional as F
 from slimcli.errors import ArchError, FlowError
 from slimcli.networks.cost import evaluating, layers_of
 from slimcli.pruning.graph import Graph
+from slimcli.settings import FLOW_DISTANCES, FLOW_FORMS
 
-Flow = dict[Any, Tensor]
+Flow = Mapping[Any, Tensor]
 """By (writer, reader): a matrix, filters of the writer x filters of the reader. Or by layer: a vector over its filters."""
 
 Sum = Callable[[Tensor], Tensor]
 """The sum of a tensor over all processes."""
 
-FORMS = ("correlation", "raw")
-DISTANCES = ("relative", "absolute", "cosine")
 _STILL = 1e-12
 """A filter whose variance is below this share of its squared mean does not vary: what is left is rounding."""
 
@@ -55,16 +54,14 @@ def information_flow(
     Raises `ArchError` for a network with less than two consecutive layers, `FlowError` for activations that are not finite,
     and for no images.
     """
-    if form not in FORMS:
-        raise ValueError(f"there is no form {form!r} of information flow, known are: {', '.join(FORMS)}")
+    if form not in FLOW_FORMS:
+        raise ValueError(f"there is no form {form!r} of information flow, known are: {', '.join(FLOW_FORMS)}")
     images = (batch if isinstance(batch, Tensor) else batch[0] for batch in batches)
     first = next(images, None)
     if first is None:
         raise FlowError("the information flow of no images is not defined", "give at least one batch")
     if writers is None:
         writers = consecutive(model, first.shape[1:])
-    if not writers:
-        raise ArchError("no layer of the network reads another one, so no information flows between layers", _NO_FLOW)
     moments = _Moments(writers, model)
     with torch.no_grad(), _watched(model, moments.layers) as outputs:
         for batch in _chain(first, images):
@@ -74,9 +71,6 @@ def information_flow(
             model(batch)
             moments.add({name: _spatial_mean(outputs, name) for name in moments.layers})
     return moments.flow(form, total)
-
-
-_NO_FLOW = "use --stop epochs, accuracy or plateau"
 
 
 def gradient_flow(
@@ -89,7 +83,7 @@ def gradient_flow(
     """For each conv and linear layer a float32 vector: the Euclidean norm of each filter's gradient.
 
     It is the gradient of the mean cross-entropy over all images of `batches` (images, labels), times the layer's mask where
-    `masks` has one by the parameter's name. Otherwise as `information_flow`.
+    `masks` has one by its name. Otherwise as `information_flow`.
     """
     layers = layers_of(model)
     weights = {name: layer.weight for name, layer in layers.items()}
@@ -111,7 +105,7 @@ def gradient_flow(
     flow = {}
     for name, gradient in sums.items():
         mean = total(gradient) / seen
-        mask = (masks or {}).get(f"{name}.weight")
+        mask = (masks or {}).get(name)
         norms = torch.linalg.vector_norm((mean if mask is None else mean * mask).flatten(1), dim=1)
         if not bool(norms.isfinite().all()):
             raise FlowError(f"the gradient of {name} is not finite", "try a lower --lr")
@@ -120,9 +114,18 @@ def gradient_flow(
 
 
 def consecutive(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[str, ...]]:
-    """For each layer that reads another one: which, with no conv or linear layer in between. See `Graph.writers`."""
+    """For each layer that reads another one: which, with no conv or linear layer in between. See `Graph.writers`.
+
+    Raises `ArchError` for a network in which no layer does.
+    """
     with _same_random_numbers(model):
-        return Graph(model, input_shape).writers()
+        writers = Graph(model, input_shape).writers()
+    if not writers:
+        raise ArchError(
+            "no layer of the network reads another one, so no information flows between layers",
+            "use --stop epochs, accuracy or plateau",
+        )
+    return writers
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,8 @@ def gap(now: Mapping[Any, Tensor], dense: Mapping[Any, Tensor], distance: str = 
     `relative` is `||now - dense|| / ||dense||` over all entries of all parts, `absolute` the same undivided, `cosine` one
     minus the cosine of the angle between them.
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"there is no distance {distance!r} of flows, known are: {', '.join(DISTANCES)}")
+    if distance not in FLOW_DISTANCES:
+        raise ValueError(f"there is no distance {distance!r} of flows, known are: {', '.join(FLOW_DISTANCES)}")
     sums = {key: _products(now[key], reference) for key, reference in dense.items()}
     difference, reference, present = (math.fsum(column) for column in zip(*sums.values(), strict=True))
     parts = {_name(key): _distance(*part, distance) for key, part in sums.items()}

@@ -41,10 +41,10 @@ def without_smallest(model: nn.Module, masks: Mapping[str, Tensor], counts: Mapp
     """
     weights = {name: layer.weight.detach() for name, layer in layers_of(model).items()}
     if together:
-        everywhere = torch.cat([weights[name][mask].abs() for name, mask in masks.items()])
-        gone = sum(counts.values())
-        threshold = everywhere.kthvalue(gone).values if gone else everywhere.new_tensor(-1.0)
-        counts = {name: int((weights[name][mask].abs() <= threshold).sum()) for name, mask in masks.items()}
+        living = [weights[name][mask].abs() for name, mask in masks.items()]
+        layer = torch.cat([torch.full_like(own, number) for number, own in enumerate(living)])
+        smallest = torch.cat(living).argsort(stable=True)[: sum(counts.values())]
+        counts = {name: int((layer[smallest] == number).sum()) for number, name in enumerate(masks)}
     pruned = {}
     for name, mask in masks.items():
         magnitudes = torch.where(mask, weights[name].abs(), torch.inf).flatten()

@@ -135,6 +135,11 @@ def _ending(result: Result) -> list[str]:
     elif "max_drop" in settings:
         allowed = f"{settings['max_drop']:g} points"
         sentences.append(f"No budget was set: the run was to go on until held-out top-1 fell by more than {allowed}.")
+    if sparsity := metrics.get("sparsity"):
+        share = formats.percent(sparsity["zeros"] / sparsity["weights"])
+        sentences.append(
+            f"Masks hold {share} of its {sparsity['weights']:,} weights at zero; they are stored, and computed with."
+        )
     sentences += _last_retraining(metrics)
     if "epochs" in metrics:
         used = metrics["epochs"] if result.finished or result.pruned else len(result.of_kind("epoch"))
@@ -164,11 +169,6 @@ def _last_retraining(metrics: JsonDict) -> list[str]:
             for trial in final["trials"]
         ]
         sentences.append(f"Tried, by held-out top-1: {', '.join(tried)}.")
-    if sparsity := metrics.get("sparsity"):
-        share = formats.percent(sparsity["zeros"] / sparsity["weights"])
-        sentences.append(
-            f"Masks hold {share} of its {sparsity['weights']:,} weights at zero; they are stored and computed with all the same."
-        )
     if dead := metrics.get("dead_filters"):
         layers = ", ".join(f"{count} in {group}" for group, count in dead.items())
         sentences.append(f"No held-out image activates {formats.plural(sum(dead.values()), 'filter')} of it ({layers}).")

@@ -78,10 +78,10 @@ class Engine:
         """Train for `epochs` epochs under a learning-rate schedule of that length, with a new optimizer; or go on from `done`.
 
         `objective` says what is trained towards beside cross-entropy. `after_epoch` ends the phase where it returns True.
-        Everything random in an epoch follows from the seed
-        and the number of epochs done, so that a phase that goes on ends as one that was not interrupted. Raises
-        `DivergedError` at the first look at a loss that is not finite, or at weights that are not at an epoch's end (before
-        `after_epoch` could take them for good), and `MemoryShortError`. The model ends in eval mode.
+        Everything random in an epoch follows from the seed and the number of epochs done, so that a phase that goes on ends as
+        one that was not interrupted. Raises `DivergedError` at the first look at a loss that is not finite, or at weights that
+        are not at an epoch's end (before `after_epoch` could take them for good), and `MemoryShortError`. The model ends in
+        eval mode.
         """
         rate = self.settings.lr if lr is None else lr
         self._rate = ("--lr" if lr is None else "--final-lr", rate)
@@ -132,8 +132,8 @@ class Engine:
                 self.epochs_done += 1
                 if after_epoch is not None:
                     seconds = time.perf_counter() - started
-                    done = FitState(index + 1, optimizer.state_dict())
-                    if after_epoch(Epoch(phase, index, epochs, loss, top1, seconds), done):
+                    epoch = Epoch(phase, index, epochs, loss, top1, seconds)
+                    if after_epoch(epoch, FitState(index + 1, optimizer.state_dict())):
                         break
 
     def _compiled(self, model: nn.Module) -> nn.Module:

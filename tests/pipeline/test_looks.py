@@ -181,13 +181,13 @@ def build():
 """
 
 
-def test_a_network_of_one_layer_has_no_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_of_one_layer_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one.py").write_text(ONE_LAYER)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {}
     exec(ONE_LAYER, namespace)
     torch.save(namespace["build"]().state_dict(), tmp_path / "one.pt")
     settings = PruneSettings(model="one.pt", arch="one.py:build", data="digits", method="sap", stop="if", linear=True)
-    with pytest.raises(ArchError, match=r"no layer of the network reads another one|no group of channels"):
+    with pytest.raises(ArchError, match="no group of channels"):
         job.run(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from slimcli.networks import resolve
 from slimcli.networks.cost import count
 from slimcli.pipeline.origins import Known, Origins
 from slimcli.pipeline.state import Network, State
-from slimcli.pipeline.trials import Trials, turns_of
+from slimcli.pipeline.trials import Trials, planned_for
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
 from slimcli.records import Score
@@ -24,19 +24,19 @@ SHAPE = (1, 28, 28)
 
 @given(st.sampled_from(FINALS), st.integers(0, 100), st.booleans(), st.none() | st.integers(1, 8))
 def test_all_trials_together_take_the_epochs_that_were_given(final: str, epochs: int, fresh: bool, draws: int | None) -> None:
-    turns = turns_of(PruneSettings(final=final, final_epochs=epochs, draws=draws), fresh)
-    assert sum(turn.epochs for turn in turns) == epochs
-    assert all(turn.epochs > 0 for turn in turns)
+    planned = planned_for(PruneSettings(final=final, final_epochs=epochs, draws=draws), fresh)
+    assert sum(each.epochs for each in planned) == epochs
+    assert all(each.epochs > 0 for each in planned)
     if final == "auto" and epochs >= 6:
-        assert ("fresh" in {turn.start for turn in turns}) == fresh
-        assert turns[-1].start == "best"
+        assert ("fresh" in {each.start for each in planned}) == fresh
+        assert planned[-1].start == "best"
 
 
 def test_several_fresh_draws_are_tried_and_the_best_goes_on() -> None:
-    turns = turns_of(PruneSettings(final="fresh", final_epochs=48, draws=4), fresh=True)
-    assert [(turn.start, turn.epochs) for turn in turns] == [("fresh", 4)] * 4 + [("best", 32)]
-    turns = turns_of(PruneSettings(final="auto", final_epochs=40, draws=2), fresh=True)
-    assert [turn.start for turn in turns] == ["finetune", "rewind", "fresh", "fresh", "best"]
+    planned = planned_for(PruneSettings(final="fresh", final_epochs=48, draws=4), fresh=True)
+    assert [(each.start, each.epochs) for each in planned] == [("fresh", 4)] * 4 + [("best", 32)]
+    planned = planned_for(PruneSettings(final="auto", final_epochs=40, draws=2), fresh=True)
+    assert [each.start for each in planned] == ["finetune", "rewind", "fresh", "fresh", "best"]
 
 
 def trials_and_state(epochs: int) -> tuple[Trials, State]:
