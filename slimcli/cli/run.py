@@ -25,6 +25,9 @@ def run(
     devices: Annotated[int | None, typer.Option(help="Processes on this machine.", show_default="the recipe's")] = None,
     seeds: Annotated[str | None, typer.Option(help="Repeat it with these seeds: 0,1,2.", show_default="the recipe's")] = None,
     precision: Annotated[str | None, typer.Option(help="32, bf16 or auto, for every step.", show_default="the recipe's")] = None,
+    jobs: Annotated[
+        int, typer.Option(help="Steps carried out side by side, each with its share of the cores and a log of its own.", min=1)
+    ] = 1,
     out: o.Out = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
@@ -44,9 +47,9 @@ def run(
 
     progress = terminal.Terminal()
     if resume is not None:
-        outcome = resume_recipe(resume, changes, progress)
+        outcome = resume_recipe(resume, changes, progress, jobs)
     else:
-        outcome = run_recipe(path, out, progress, overwrite, changes, o.numbers(seeds, "--seeds", int))
+        outcome = run_recipe(path, out, progress, overwrite, changes, o.numbers(seeds, "--seeds", int), jobs)
     if outcome is None:
         return 0
     if json:

@@ -1,4 +1,4 @@
-"""`slim run`: a whole recipe, step after step. What a recipe may say stands in `pipeline/steps.py`."""
+"""`slim run`: a whole recipe, step after step or side by side. What a recipe may say stands in `pipeline/steps.py`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from slimcli import processes
 from slimcli.errors import SettingsError
 from slimcli.pipeline import job
+from slimcli.pipeline.child import Child
 from slimcli.pipeline.finish import Result
 from slimcli.pipeline.resume import folder_of
 from slimcli.pipeline.steps import Recipe, Step, read
@@ -22,6 +25,8 @@ from slimcli.records import JsonDict
 from slimcli.report import card
 from slimcli.rundir import RunDir, default_path, free_path
 from slimcli.settings import PruneSettings, TrainSettings
+
+_LOOK_EVERY = 0.2  # seconds between two looks at the processes of steps
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,19 @@ def run_recipe(
     overwrite: bool = False,
     changes: Mapping[str, Any] | None = None,
     seeds: Sequence[int] | None = None,
+    jobs: int = 1,
 ) -> RecipeResult | None:
     """Carry out the recipe: one step without a card directly in the run folder; else in `train/`, `prune-1/`, ... below it.
 
-    `changes` are settings of how and where to compute, for every step. All settings and folders are checked before the
+    `changes` are settings of how and where to compute, for every step. Up to `jobs` steps that do not wait for each other
+    are carried out side by side, each in a process with its share of the cores. All settings and folders are checked before the
     first step. Raises an `InputError`, or what a step raises. None in a process that only helps process 0. A recipe is
     trusted like a Makefile: it may name code (`arch = "file.py:build"`, `trust_pickle = true`), so read one before you run it.
     """
     progress = progress or Progress()
     recipe = read(path, seeds).changed(changes or {})
     recipe.check_devices()
+    _check_jobs(jobs)
     if recipe.several and out is None and processes.world() > 1:
         raise SettingsError("several processes need to know the run folder before it is there", "name it with -o")
     folder = out or _default_folder(recipe)
@@ -62,14 +70,15 @@ def run_recipe(
     if not (recipe.several and processes.is_main()):
         return _Steps(recipe, folder, None, progress, overwrite).carry_out()
     with RunDir(folder).create(recipe.to_toml(), overwrite) as container:
-        return _Steps(recipe, folder, container, progress, overwrite).carry_out()
+        return _Steps(recipe, folder, container, progress, overwrite).carry_out(jobs)
 
 
 def resume_recipe(
-    folder: Path, changes: Mapping[str, Any] | None = None, progress: Progress | None = None
+    folder: Path, changes: Mapping[str, Any] | None = None, progress: Progress | None = None, jobs: int = 1
 ) -> RecipeResult | None:
     """Go on with a recipe in the run folder that `run_recipe` made: finished steps are left alone."""
     progress = progress or Progress()
+    _check_jobs(jobs)
     container, changes = folder_of(folder), changes or {}
     recipe = read(container.recipe).changed(changes)
     recipe.check_devices()
@@ -80,11 +89,18 @@ def resume_recipe(
     with container.reopen():
         if changes:
             container.write_recipe(recipe.to_toml())
-        return _Steps(recipe, folder, container, progress, changes=changes).carry_out()
+        return _Steps(recipe, folder, container, progress, changes=changes).carry_out(jobs)
+
+
+def _check_jobs(jobs: int) -> None:
+    if jobs < 1:
+        raise SettingsError(f"--jobs {jobs} is no number of steps", "give 1 or more")
+    if jobs > 1 and processes.world() > 1:
+        raise SettingsError("--jobs starts processes of its own", "leave it out where a launcher starts them")
 
 
 class _Steps:
-    """The steps of a recipe one after the other; the container's journal says which are finished."""
+    """The steps of a recipe, one after the other or side by side; the container's journal says which are finished."""
 
     def __init__(
         self,
@@ -108,15 +124,17 @@ class _Steps:
         elif changes is not None:
             self._replaced = {recipe.steps[0].folder: None}
 
-    def carry_out(self) -> RecipeResult | None:
-        """One step after the other; what is finished is left alone."""
-        steps: list[JsonDict] = []
-        for step in self.recipe.steps:
-            run = RunDir(self.recipe.folder_of(step, self.folder))
-            done = self._finished.get(step.folder) or self._carry_out(step, run)
-            steps += [done] if done else []
+    def carry_out(self, jobs: int = 1) -> RecipeResult | None:
+        """Every step that is not finished, up to `jobs` of them at a time."""
+        waiting = [step for step in self.recipe.steps if step.folder not in self._finished]
+        if self.container is not None and jobs > 1:
+            self._side_by_side(waiting, self.container, jobs)
+        else:
+            for step in waiting:
+                self._carry_out(step)
         if not processes.is_main():
             return None
+        steps = [self._finished[step.folder] for step in self.recipe.steps]
         card_path = None
         if self.recipe.card is not None:
             wanted = self.recipe.card
@@ -124,12 +142,9 @@ class _Steps:
         shortfalls = [step["shortfall"] for step in steps if step["shortfall"]]
         return RecipeResult(self.folder, steps, shortfalls, card_path)
 
-    def _carry_out(self, step: Step, run: RunDir) -> JsonDict | None:
-        started = time.perf_counter()
-        present = run.recipe.stat().st_mtime_ns if run.recipe.exists() else None
-        again = step.folder in self._replaced and present not in (None, self._replaced[step.folder])
-        if self.container is not None and step.folder not in self._replaced:
-            self.container.append("begun", step=step.folder, overwrite=self.overwrite, replaced=present)
+    def _carry_out(self, step: Step) -> None:
+        """One step in this process."""
+        started, run, again = time.perf_counter(), self._run_of(step), self._begin(step)
         result: Trained | Result | None
         settings = self._placed(step)
         if isinstance(settings, TrainSettings):
@@ -138,22 +153,73 @@ class _Steps:
         else:
             prune_again = partial(job.resume, run.path, self.changes, self.progress)
             result = prune_again() if again else job.run(settings, run.path, self.progress, self.overwrite)
-        if result is None:
-            return None
+        if result is not None:
+            seconds = round(time.perf_counter() - started, 1)
+            self._end(step, {"seconds": seconds, "metrics": result.metrics, "shortfall": result.shortfall})
+
+    def _side_by_side(self, waiting: list[Step], container: RunDir, jobs: int) -> None:
+        """Steps in processes of their own, each as soon as those that it starts from are finished, up to `jobs` at a time."""
+        children: list[Child] = []
+        try:
+            while waiting or children:
+                ready = [step for step in waiting if self._needs(step) <= self._finished.keys()]
+                for step in ready[: jobs - len(children)]:
+                    waiting.remove(step)
+                    log = container.path / f"{step.folder}.log"
+                    children.append(Child(step, self._command(step, log.with_suffix(".toml")), log, jobs))
+                    self.progress.say(f"{step.folder}, {step.label}: begun, see {log}")
+                time.sleep(_LOOK_EVERY)
+                for child in [child for child in children if not child.running()]:
+                    children.remove(child)
+                    self._end(child.step, child.result(), jobs)
+                    self.progress.say(f"{child.step.folder}, {child.step.label}: done")
+        finally:
+            for child in children:
+                child.end()
+
+    def _command(self, step: Step, recipe: Path) -> list[str]:
+        """The arguments of `slim` that begin the step, by a recipe of its own, or go on with it."""
+        folder = str(self._run_of(step).path)
+        if self._begin(step):
+            return ["run", "--resume", folder, *(f"--{name}={value}" for name, value in (self.changes or {}).items())]
+        alone = Recipe(recipe, (Step(step.folder, self._placed(step)),), None)
+        recipe.write_text(tomli_w.dumps(alone.to_toml()))
+        return ["run", str(recipe), "-o", folder, *(["--overwrite"] if self.overwrite else [])]
+
+    def _needs(self, step: Step) -> set[str]:
+        """The folders of the steps that must be finished before it."""
+        first = self.recipe.steps[0].folder if step.labels.get("match") == "compute" else ""
+        return {folder for folder in (step.start, step.like, step.teacher, first) if folder}
+
+    def _begin(self, step: Step) -> bool:
+        """Note that the step is begun; whether it was before, so that it is gone on with."""
+        run = self._run_of(step)
+        present = run.recipe.stat().st_mtime_ns if run.recipe.exists() else None
+        again = step.folder in self._replaced and present not in (None, self._replaced[step.folder])
+        if self.container is not None and step.folder not in self._replaced:
+            self.container.append("begun", step=step.folder, overwrite=self.overwrite, replaced=present)
+        return again
+
+    def _end(self, step: Step, result: JsonDict, jobs: int = 1) -> None:
+        """Note what a finished step measured, beside how many others."""
         facts = {
             "step": step.folder,
-            "path": str(run.path),
-            "seconds": round(time.perf_counter() - started, 1),
-            "metrics": result.metrics,
-            "shortfall": result.shortfall,
+            "path": str(self._run_of(step).path),
+            "seconds": result["seconds"],
+            "metrics": result["metrics"],
+            "shortfall": result["shortfall"],
             "total_epochs": self._total(step, "epochs"),
             "label": step.label,
             "seed": step.seed,
+            "jobs": jobs,
             **step.labels,
         }
+        self._finished[step.folder] = facts
         if self.container is not None:
             self.container.append("step", **facts)
-        return facts
+
+    def _run_of(self, step: Step) -> RunDir:
+        return RunDir(self.recipe.folder_of(step, self.folder))
 
     def _placed(self, step: Step) -> TrainSettings | PruneSettings:
         """The step's settings with the networks that other steps left, and the epochs that it is to match."""
@@ -180,7 +246,7 @@ class _Steps:
         return next(step for step in self.recipe.steps if step.folder == folder)
 
     def _metrics(self, step: Step) -> JsonDict:
-        return RunDir(self.recipe.folder_of(step, self.folder)).read_metrics()
+        return self._run_of(step).read_metrics()
 
     def _model_of(self, folder: str) -> str:
         return str(RunDir(self.folder / folder).model) if folder else ""

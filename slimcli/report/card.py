@@ -18,12 +18,12 @@ def write(path: Path, wanted: JsonDict, recipe: Path, steps: Sequence[JsonDict])
     seeds = sorted({step["seed"] for step in steps if step.get("seed") is not None})
     environment = steps[0]["metrics"]["environment"]
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
-    minutes = sum(step["seconds"] for step in steps) / 60
+    minutes, jobs = sum(step["seconds"] for step in steps) / 60, max(step.get("jobs", 1) for step in steps)
     lines = [
         f"# {wanted.get('title', recipe.stem)}",
         "",
         *([wanted["about"].strip(), ""] if "about" in wanted else []),
-        f"{SIGNATURE} {recipe.name}`, {minutes:.1f} minutes in all. "
+        f"{SIGNATURE} {recipe.name}`, {minutes:.1f} minutes in all{f', up to {jobs} steps at a time' if jobs > 1 else ''}. "
         "Test error of the last epoch; every choice was made on held-out training images."
         + (f" Means and standard deviations over the seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else ""),
         "",

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from slimcli.errors import SettingsError
+from slimcli.errors import FellShortError, SettingsError, SlimError
+from slimcli.pipeline.child import Child
 from slimcli.pipeline.recipe import resume_recipe, run_recipe
 from slimcli.pipeline.steps import read
 from slimcli.rundir import RunDir
@@ -165,3 +166,57 @@ def test_a_repeated_recipe_goes_on(whole: Path, tmp_path: Path, monkeypatch: pyt
     for step in ("seed-5-prune-2", "seed-5-train-2", "seed-5-train-3"):
         side = "slim" if "prune" in step else "dense"
         assert metrics(tmp_path, step)[side] == metrics(whole, step)[side]
+
+
+ONE_SEED = CONTENT | {"seeds": [5]}
+
+
+def test_side_by_side_is_one_after_the_other(tmp_path: Path, whole: Path) -> None:
+    result = run_recipe(write(tmp_path / "r.toml", ONE_SEED), tmp_path / "out", jobs=2)
+    assert result is not None
+    assert [step["step"] for step in result.steps] == [step.folder for step in read(tmp_path / "r.toml").steps]
+    for step in result.steps:
+        side = "slim" if "prune" in step["step"] else "dense"
+        assert step["metrics"][side] == pytest.approx(metrics(whole, step["step"])[side], abs=2.0)  # another number of threads
+        assert step["metrics"]["epochs"] == metrics(whole, step["step"])["epochs"]
+    events = [(event["event"], event["step"]) for event in RunDir(tmp_path / "out").read_journal()]
+    order = {event: at for at, event in enumerate(events)}
+    for step in read(tmp_path / "r.toml").steps:
+        for other in filter(None, (step.start, step.like, step.teacher)):
+            assert order["step", other] < order["begun", step.folder]
+    assert order["begun", "seed-5-prune-3"] < order["step", "seed-5-prune-1"]  # they do not wait for each other
+    assert "up to 2 steps at a time" in (tmp_path / "card.md").read_text()
+
+
+def test_a_step_that_fails_beside_others_is_named_and_gone_on_with(tmp_path: Path) -> None:
+    content = {key: value for key, value in ONE_SEED.items() if key != "card"}
+    content["prune"] = [{"name": "lost", **PRUNE, "data_root": str(tmp_path / "nowhere"), "data": "mnist"}]
+    content["train"] = [{"name": "dense", **TRAIN}]
+    with pytest.raises(SlimError, match=r"lost \(seed-5-prune-1\)") as caught:
+        run_recipe(write(tmp_path / "r.toml", content), tmp_path / "out", jobs=2)
+    assert caught.value.exit_code == 2
+    finished = [event["step"] for event in RunDir(tmp_path / "out").read_journal() if event["event"] == "step"]
+    assert finished == ["seed-5-train"]
+
+
+def test_a_process_of_a_step_that_is_killed_is_told_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"seeds": [5], "train": {"name": "dense", **TRAIN, "epochs": 30}, "prune": {"name": "I", "iterations": 1, **PRUNE}}
+    path = write(tmp_path / "r.toml", content)
+
+    def kill_when_it_has_a_state(child: Child) -> bool:
+        if (tmp_path / "out" / "seed-5-train" / "state" / "last.pt").exists() and child.step.label == "dense":
+            child._process.kill()
+        return child._process.poll() is None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Child, "running", kill_when_it_has_a_state)
+        with pytest.raises(FellShortError, match=r"dense.*ended with -9"):
+            run_recipe(path, tmp_path / "out", jobs=2)
+    result = resume_recipe(tmp_path / "out", jobs=2)
+    assert result is not None
+    assert [step["metrics"]["epochs"] for step in result.steps] == [30, 3]
+
+
+def test_jobs_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--jobs 0"):
+        run_recipe(write(tmp_path / "r.toml", ONE_SEED), tmp_path / "out", jobs=0)
