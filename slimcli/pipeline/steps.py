@@ -1,11 +1,12 @@
 """A recipe as it is written, and the steps that it means.
 
 A recipe has tables `[train]` and `[prune]`, several of a kind as `[[train]]` and `[[prune]]`, whose keys are the flags of the
-commands. First comes the first `[train]`, then every `[prune]`, then the other `[train]`s. A `[prune]` starts from the network
-that the step before it left, or from the step that it names with `from`; the first one of a recipe without `[train]` names its
-`model`. `teacher` and `like` may name a step too. A `[train]` with `match = "epochs"` is given as many epochs as led to the
-step that it is `like` (those of the steps before that included), with `match = "compute"` as many as cost as much, at most
-`at_most`: what a pruned network must be compared with.
+commands; `[every.train]` and `[every.prune]` hold what each of them says unless it says otherwise. First comes the first
+`[train]`, then every `[prune]`, then the other `[train]`s. A `[prune]` starts from the network that the step before it left,
+or from the step that it names with `from`; the first one of a recipe without `[train]` names its `model`. `teacher` and `like`
+may name a step too. A `[train]` with `match = "epochs"` is given as many epochs as led to the step that it is `like` (those of
+the steps before that included), with `match = "compute"` as many as cost as much, at most `at_most`: what a pruned network
+must be compared with.
 
 `seeds = [0, 1, 2]` above the tables repeats every step with each seed, `seeds` in a table that step with those alone. Steps may
 carry a `name` and a `reference` for the card that `[card]` asks for (`file` beside the recipe, `title`, `about`), and
@@ -29,7 +30,7 @@ from slimcli.records import JsonDict
 from slimcli.report import card
 from slimcli.settings import PruneSettings, TrainSettings
 
-_TABLES = ("seeds", "train", "prune", "card")
+_TABLES = ("seeds", "every", "train", "prune", "card")
 _LABELS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "train": {"name": str, "reference": (str, int, float), "hidden": bool, "match": str, "at_most": int, "seeds": list},
     "prune": {"name": str, "reference": (str, int, float), "hidden": bool, "from": str, "seeds": list},
@@ -182,12 +183,14 @@ def _check_whole(recipe: Recipe) -> None:
 
 
 def _tables(content: JsonDict, kind: str, path: Path) -> list[JsonDict]:
-    tables = content.get(kind, [])
+    every, tables = content.get("every", {}), content.get(kind, [])
+    if not isinstance(every, dict) or not all(name in _LABELS and isinstance(table, dict) for name, table in every.items()):
+        raise SettingsError(f"{path}: every = {every!r} stands where tables are wanted", "write [every.train] or [every.prune]")
     tables = tables if isinstance(tables, list) else [tables]
     for table in tables:
         if not isinstance(table, dict):
             raise SettingsError(f"{path}: {table!r} stands where a table is wanted", f"write [[{kind}]]")
-    return tables
+    return [every.get(kind, {}) | table for table in tables]
 
 
 def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:

@@ -73,10 +73,27 @@ def test_what_is_written_down_means_the_same(tmp_path: Path, monkeypatch: pytest
     assert {step.seed for step in one.steps} == {9}
 
 
+def test_what_every_step_says_is_said_once(tmp_path: Path) -> None:
+    own = {"train": {"train_samples", "epochs"}, "prune": set(PRUNE)}
+    content = CONTENT | {"every": {"train": {"train_samples": 200, "epochs": 9}, "prune": PRUNE}}
+    for kind in own:
+        content[kind] = [{key: value for key, value in table.items() if key not in own[kind]} for table in CONTENT[kind]]
+    content["train"][0]["epochs"] = 2  # what a step says itself counts
+    once, repeated = (read(write(tmp_path / f"{name}.toml", tables)) for name, tables in (("once", content), ("r", CONTENT)))
+    assert [step.settings for step in once.steps if step.like == ""] == [
+        step.settings for step in repeated.steps if step.like == ""
+    ]
+    assert {step.settings.epochs for step in once.steps if step.like} == {9}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"seeds": [1, 1]}, "seeds"),
+        ({"every": [PRUNE]}, "every"),
+        ({"every": {"prune": 3}}, "every"),
+        ({"every": {"prone": PRUNE}}, "every"),
+        ({"every": {"prune": {"iteration": 3}}}, "iteration"),
         ({"seeds": ["a"]}, "seeds"),
         ({"seeds": 3}, "seeds"),
         ({"prune": [{"from": "danse", **PRUNE}]}, "danse"),

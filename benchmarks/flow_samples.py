@@ -1,0 +1,140 @@
+"""How many images a flow must be measured on: the stop decisions of each number against those of the whole training set.
+
+    python benchmarks/flow_samples.py lenet5 fashion-mnist
+    python benchmarks/flow_samples.py resnet20-cifar cifar10 --checkpoint FILE --epochs 3 --iterations 5 --images 20000
+
+Along SAP's iterations (p, q = 0.5, 1; single weights) every epoch of retraining is measured on the first N images for each N, and
+on all. A decision is the epoch at which a rule stops the retraining of an iteration; each N has its own dense flow and drift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slimcli.data.sources import open_data
+from slimcli.networks import checkpoint, resolve
+from slimcli.pipeline.looks import FLOW_IMAGES
+from slimcli.pruning import flow, masks
+from slimcli.pruning.sparsity import sap_amount
+from slimcli.pruning.stopping import FlowSettled, FlowWithin, Look, drift_epsilon
+from slimcli.settings import TrainSettings
+from slimcli.training.engine import Engine, Epoch, FitState, seed_everything
+
+SAMPLES = (128, 256, 512, 1024, 2048, 4096, 8192)
+FACTORS = (0.7, 1.0, 1.4, 2.0)
+"""The drift's epsilon times these: a number of images that only suits one epsilon suits none."""
+KINDS = ("if", "gf")
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("arch")
+    parser.add_argument("data")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--lr", type=float, default=0.02)
+    options = parser.parse_args()
+    settings = TrainSettings(
+        arch=options.arch, data=options.data, train_samples=options.images, lr=options.lr, label_smoothing=0.0
+    )
+    data = open_data(settings, batch_size=128, seed=0, device="cpu")
+    engine = Engine(settings)
+    if options.checkpoint:
+        model = checkpoint.load(Path(options.checkpoint), options.arch).build()
+    else:
+        model = resolve.build(options.arch, data.classes, data.shape)
+        engine.fit(model, data.train, 10, "dense")
+    model.eval()
+    writers = flow.consecutive(model, data.shape)
+    sizes = [*(count for count in SAMPLES if count < data.train.samples), data.train.samples]
+
+    def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        seed_everything(0, FLOW_IMAGES)
+        return islice(data.train.epoch(0), -(-count // 128))
+
+    seconds = {(kind, count): 0.0 for kind in KINDS for count in sizes}
+
+    def measured(network: nn.Module, held: masks.Masks | None = None) -> dict[tuple[str, int], flow.Flow]:
+        found: dict[tuple[str, int], flow.Flow] = {}
+        for kind, count in seconds:
+            started = time.perf_counter()
+            found[kind, count] = (
+                flow.information_flow(network, batches(count), writers=writers)
+                if kind == "if"
+                else flow.gradient_flow(network, batches(count), masks=held)
+            )
+            seconds[kind, count] = time.perf_counter() - started
+        return found
+
+    dense = measured(model)
+    moved = copy.deepcopy(model)
+    started = time.perf_counter()
+    engine.fit(moved, data.train, 1, "drift", schedule="constant")
+    epoch_seconds = time.perf_counter() - started
+    drift = {key: flow.gap(found, dense[key]).total for key, found in measured(moved).items()}
+    held, total = masks.full(model), masks.alive(masks.full(model))
+    looks: list[tuple[float, dict[tuple[str, int], list[Look]]]] = []
+    for iteration in range(1, options.iterations + 1):
+        counts = {name: sap_amount(vector, 0.5, 1.0) for name, vector in masks.survivors(model, held).items()}
+        held = masks.without_smallest(model, held, counts)
+        masks.apply(model, held)
+        seen: dict[tuple[str, int], list[Look]] = {key: [] for key in seconds}
+
+        def look(epoch: Epoch, state: FitState, held: masks.Masks = held, seen: dict[tuple[str, int], list[Look]] = seen) -> None:
+            model.eval()
+            for key, found in measured(model, held).items():
+                seen[key].append(Look(epoch.loss, distance=flow.gap(found, dense[key]).total))
+            model.train()
+
+        with masks.held(model, held):
+            engine.fit(model, data.train, options.epochs, f"retrain {iteration}", after_epoch=look, schedule="constant")
+        looks.append((masks.alive(held) / total, seen))
+        for kind in KINDS:
+            ends = ", ".join(f"{count}: {seen[kind, count][-1].distance:.3f}" for count in sizes)
+            print(f"iteration {iteration}, {looks[-1][0]:.1%} of the weights, {kind}, last distance: {ends}", flush=True)
+
+    print(f"\n{options.arch}, {data.name}, {data.train.samples} images, an epoch {epoch_seconds:.1f} s\n")
+    print("| images | flow | drift | error of the distance, mean | decisions as on all images | one look, share of an epoch |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for kind in KINDS:
+        for count in sizes:
+            errors = [
+                abs(own.distance - whole.distance) / whole.distance
+                for _, seen in looks
+                for own, whole in zip(seen[kind, count], seen[kind, sizes[-1]], strict=True)
+                if own.distance is not None and whole.distance
+            ]
+            same = [
+                stop(rule, drift[kind, count] * factor, remaining, seen[kind, count])
+                == stop(rule, drift[kind, sizes[-1]] * factor, remaining, seen[kind, sizes[-1]])
+                for remaining, seen in looks
+                for factor in FACTORS
+                for rule in (FlowWithin, FlowSettled)
+            ]
+            print(
+                f"| {count:,} | {kind} | {drift[kind, count]:.3f} | {statistics.mean(errors):.1%} | {sum(same)} of {len(same)} "
+                f"| {seconds[kind, count] / epoch_seconds:.1%} |"
+            )
+
+
+def stop(kind: type[FlowWithin] | type[FlowSettled], drift: float, remaining: float, looks: list[Look]) -> int:
+    """The epoch after which the rule ends the retraining."""
+    rule = kind(drift_epsilon(drift, remaining))
+    return next((at for at in range(1, len(looks) + 1) if rule.enough(looks[:at])), len(looks) + 1)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
