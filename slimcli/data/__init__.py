@@ -23,6 +23,10 @@ KNOWN = {
     "digits": KnownData((1, 28, 28), 10, (0.1307,), (0.3081,), "shift:1", "6,000 + 1,000 images of MNIST, inside the package"),
     "mnist": KnownData((1, 28, 28), 10, (0.1307,), (0.3081,), "shift:1", "MNIST, 60,000 + 10,000 images"),
     "fashion-mnist": KnownData((1, 28, 28), 10, (0.2860,), (0.3530,), "shift:1,flip", "Fashion-MNIST, 60,000 + 10,000 images"),
+    "mnist32": KnownData(
+        (3, 32, 32), 10, (0.1000,) * 3, (0.2752,) * 3, "shift:1", "MNIST as networks for CIFAR take it: 3 x 32 x 32"
+    ),
+    "fashion-mnist32": KnownData((3, 32, 32), 10, (0.2190,) * 3, (0.3318,) * 3, "shift:1,flip", "Fashion-MNIST as 3 x 32 x 32"),
     "cifar10": KnownData((3, 32, 32), 10, _CIFAR_MEAN, _CIFAR_STD, "shift:4,flip", "CIFAR-10 (torchvision's, or cifar10.npz)"),
     "cifar100": KnownData(
         (3, 32, 32),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from slimcli.data import FORMS, KNOWN, folders
 from slimcli.data.memory import Images, check_memory
@@ -33,7 +34,7 @@ def read(spec: str, root: Path, workers: int | None = None) -> Arrays:
     if spec == "digits":
         with resources.as_file(resources.files("slimcli.data") / "digits.npz") as path:
             return _npz(path)
-    if spec in ("mnist", "fashion-mnist"):
+    if spec.removesuffix("32") in ("mnist", "fashion-mnist"):
         return _mnist(spec, root)
     if spec in ("cifar10", "cifar100"):
         return _npz(root / "cifar10.npz") if spec == "cifar10" and (root / "cifar10.npz").exists() else _cifar(spec, root)
@@ -63,9 +64,15 @@ def _torchvision(build: Callable[[], Any], name: str, root: Path) -> Any:
 def _mnist(name: str, root: Path) -> Arrays:
     from torchvision import datasets
 
-    kind = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
+    kind = datasets.FashionMNIST if name.startswith("fashion") else datasets.MNIST
     train, test = _torchvision(lambda: (kind(root, train=True), kind(root, train=False)), name, root)
-    return Arrays(train.data[:, None], train.targets, test.data[:, None], test.targets)
+    x_train, x_test = (_as_cifar(x) if name.endswith("32") else x for x in (train.data[:, None], test.data[:, None]))
+    return Arrays(x_train, train.targets, x_test, test.targets)
+
+
+def _as_cifar(images: Tensor) -> Tensor:
+    """(N, 1, 28, 28) as (N, 3, 32, 32): two black pixels on each side, the grey in three channels (which share its memory)."""
+    return functional.pad(images, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
 
 
 def _cifar(name: str, root: Path) -> Arrays:

@@ -67,7 +67,7 @@ def test_digits_are_inside_the_package() -> None:
     assert data.spec == {"name": "digits", "holdout": 0.1, "augment": "shift:1"}
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "mnist32", "fashion-mnist32", "cifar10"])
 def test_the_known_data_sets_open(name: str) -> None:
     if "SLIM_DATA" not in os.environ:
         pytest.skip("SLIM_DATA names no folder with data sets")
@@ -319,7 +319,7 @@ def test_an_npz_that_does_not_fit_into_memory_is_refused_before_reading(tmp_path
     assert "DataLoader" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "mnist32", "fashion-mnist32", "cifar10", "cifar100"])
 @pytest.mark.parametrize("root", ["missing", "empty", "a file"])
 def test_a_root_without_the_data_set_is_named(tmp_path: Path, name: str, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "root"
