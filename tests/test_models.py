@@ -24,6 +24,8 @@ SMALL = {"epochs": 1, "label_smoothing": 0.0, "lr": 0.01}
 def test_a_recipe_means_something(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLIM_DATA", str(tmp_path))
     monkeypatch.setenv("SLIM_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("NETWORK", "resnet18")
+    monkeypatch.setenv("DATA", "cifar10" if path.stem == "incop" else "fashion-mnist")
     recipe = read(path)
     assert recipe.card is not None
     assert (MODELS / recipe.card["file"]).exists(), "a recipe has its card, which says what has not been run"
@@ -65,6 +67,28 @@ def test_a_recipe_for_a_gpu_runs_on_a_small_slice(name: str, tmp_path: Path, mon
     assert steps["scratch I"]["metrics"]["dense"]["macs"] == steps["hbfp I"]["metrics"]["slim"]["macs"]
     assert steps["scratch I"]["metrics"]["epochs"] == steps["hbfp I"]["total_epochs"]
     assert "scratch I" in (tmp_path / "card.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["resnet18", "vgg16"])
+def test_incop_for_a_gpu_runs_on_a_small_slice(network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rule and method on a few images, with few removals."""
+    make_data(tmp_path)
+    for name, value in {"SLIM_DATA": str(tmp_path), "NETWORK": network, "DATA": "cifar10"}.items():
+        monkeypatch.setenv(name, value)
+    content = tomllib.loads((MODELS / "incop.toml").read_text()) | {"seeds": [0]}
+    content["card"]["file"] = "card.md"
+    content["every"]["train"] |= {"train_samples": 64}
+    content["every"]["prune"] |= {"train_samples": 64, "iterations": 2, "final_epochs": 1, "flow_samples": 64}
+    for table in content["prune"] + content["train"]:
+        table["epochs"] = min(2, table.get("epochs", 2))
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(content))
+    result = run_recipe(tmp_path / "recipe.toml", tmp_path / "run")
+    assert result is not None
+    steps = {step["label"]: step["metrics"] for step in result.steps}
+    assert len(steps) == len(content["prune"]) + 1
+    assert all(len(steps[table["name"]]["iterations"]) == 2 for table in content["prune"])
+    assert steps["20 %, if"]["sparsity"]["zeros"] > 0
 
 
 def make_data(root: Path) -> None:

@@ -59,6 +59,7 @@ def _table(steps: Sequence[JsonDict]) -> list[str]:
     columns["MACs (Eq. 1-3)"] = [_macs(repeats, steps) for repeats in rows.values()]
     columns["conv layers alone"] = [_same(_conv_macs(step, steps) for step in repeats) for repeats in rows.values()]
     columns["parameters"] = [_spread([_side(step)["params"] for step in repeats], 0) for repeats in rows.values()]
+    columns["weights left %"] = [_weights_left(repeats) for repeats in rows.values()]
     columns["epochs in all"] = [
         _spread([step.get("total_epochs", step["metrics"]["epochs"]) for step in repeats], 0) for repeats in rows.values()
     ]
@@ -91,6 +92,14 @@ def _starts(repeats: Sequence[JsonDict]) -> str:
 def _macs(repeats: Sequence[JsonDict], steps: Sequence[JsonDict]) -> str:
     macs, first = [_side(step)["macs"] for step in repeats], steps[0]["metrics"]["dense"]["macs"]
     return f"{_spread(macs, 0)} ({100 * (statistics.mean(macs) / first - 1):+.2f} %)"
+
+
+def _weights_left(repeats: Sequence[JsonDict]) -> str:
+    """Where single weights were removed: how many are left."""
+    masked = [step["metrics"]["iterations"] for step in repeats if step["metrics"].get("sparsity")]
+    return (
+        _spread([100 * iterations[-1]["remaining"] for iterations in masked if iterations], 1) if all(masked) and masked else ""
+    )
 
 
 def _same(cells: Iterable[str]) -> str:

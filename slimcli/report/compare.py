@@ -10,6 +10,7 @@ from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from slimcli.errors import RunDirError
 from slimcli.report import formats
@@ -35,7 +36,7 @@ def compare(runs: Sequence[RunDir], path: Path) -> Path:
         head=list(table[0]),
         rows=[list(cells.values()) for cells in table],
         subjects=_subjects(results),
-        plots=[pareto(results)],
+        plots=[pareto(results), courses(results)],
     )
 
 
@@ -43,6 +44,7 @@ def row(result: Result) -> dict[str, str]:
     """A run's line of the table: column -> cell, empty where the run did not measure it."""
     slim, metrics = result.slim, result.metrics
     latency, speedup = slim.get("latency_ms"), metrics.get("speedup")
+    last = result.kept_iterations[-1] if result.kept_iterations else {}
     return {
         "run": result.name,
         "method": str(metrics.get("method", "")),
@@ -50,6 +52,7 @@ def row(result: Result) -> dict[str, str]:
         "change (points)": formats.signed(slim["top1"] - result.dense["top1"]) if result.finished else "",
         "MACs kept": formats.percent(result.kept("macs")),
         "parameters kept": formats.percent(result.kept("params")),
+        "weights left": formats.percent(last["remaining"]) if "remaining" in last else "",
         "file size": formats.size(slim["file_bytes"]) if slim.get("file_bytes") else "",
         "latency, p50": formats.milliseconds(latency["p50"]) if latency else "",
         "speedup": formats.interval(speedup) if speedup else "",
@@ -91,10 +94,67 @@ def _draw(figure: Figure, results: Sequence[Result]) -> None:
     figure.legend(loc="outside right upper")
 
 
+def courses(results: Sequence[Result]) -> Plot:
+    """Accuracy, epochs and weights left after each iteration, and the time of all (InCoP's Figs. 3 to 6, arXiv:2312.13293)."""
+    return Plot(
+        name="courses",
+        title="How the runs got there",
+        caption="After each iteration: held-out accuracy, epochs of its retraining, weights left. Below on the right the time "
+        "that all iterations took together, with all the epochs of the run in brackets.",
+        description="Three line charts over the iterations: held-out top-1, epochs of retraining, weights left in percent; and "
+        "bars: minutes of each run. One colour and marker per run, as above.",
+        size=(9, 6.4 + 0.12 * len(results)),
+        draw=lambda figure: _draw_courses(figure, results),
+        head=("run", "iteration", "held-out top-1", "epochs", "weights left", "seconds"),
+        rows=tuple(
+            (
+                result.name,
+                str(step["index"]),
+                f"{step['top1']:.2f} %",
+                str(step.get("epochs", "")),
+                formats.percent(step["remaining"]) if "remaining" in step else "",
+                f"{step['seconds']:.1f}" if "seconds" in step else "",
+            )
+            for result in results
+            for step in result.iterations
+        ),
+    )
+
+
+def _draw_courses(figure: Figure, results: Sequence[Result]) -> None:
+    panels = figure.subplots(2, 2)
+    wanted = (("top1", 1, "held-out top-1 (%)"), ("epochs", 1, "epochs of retraining"), ("remaining", 100, "weights left (%)"))
+    for axes, (key, scale, label) in zip(panels.flat, wanted, strict=False):
+        for result, color, marker in zip(results, cycle(COLORS), cycle(MARKERS), strict=False):
+            points = [(step["index"], scale * step[key]) for step in result.iterations if key in step]
+            line(axes, points, result.name if axes is panels[0, 0] else "", color=color, marker=marker, markersize=4, linewidth=1)
+        axes.set(xlabel="iteration", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bars = panels[1, 1]
+    for place, (result, color) in enumerate(zip(results, cycle(COLORS), strict=False)):
+        minutes = sum(step.get("seconds", 0) for step in result.iterations) / 60
+        bars.barh(place, minutes, color=color)
+        bars.annotate(f" {minutes:.1f} ({result.metrics.get('epochs', '?')})", (minutes, place), va="center", fontsize=7)
+    bars.set(xlabel="minutes (epochs)", yticks=[])
+    bars.invert_yaxis()
+    bars.margins(x=0.25)
+    if any(result.iterations for result in results):
+        figure.legend(loc="outside lower center", ncols=4)
+
+
 def _named(results: list[Result]) -> list[Result]:
-    """Folders of the same name are told apart by their paths."""
+    """A recipe's step is called what the recipe calls it; runs of the same name are told apart by their paths."""
+    results = [replace(result, name=_label(Path(result.path)) or result.name) for result in results]
     taken = Counter(result.name for result in results)
     return [replace(result, name=result.path) if taken[result.name] > 1 else result for result in results]
+
+
+def _label(run: Path) -> str:
+    """What the recipe calls the step that this run is, with its seed; empty where the run is no step."""
+    container = RunDir(run.parent)
+    steps = [event for event in (container.read_journal() if container.journal.exists() else []) if event["event"] == "step"]
+    own = next((step for step in steps if step["step"] == run.name), {})
+    return str(own.get("label", "")) + (f", seed {own['seed']}" if own.get("seed") is not None else "")
 
 
 def _subjects(results: Sequence[Result]) -> list[str]:

@@ -13,6 +13,7 @@ from slimcli.errors import FellShortError, SettingsError, SlimError
 from slimcli.pipeline.child import Child
 from slimcli.pipeline.recipe import resume_recipe, run_recipe
 from slimcli.pipeline.steps import read
+from slimcli.report.compare import compare
 from slimcli.rundir import RunDir
 from slimcli.training.engine import Engine
 
@@ -159,6 +160,13 @@ def test_the_card_has_one_row_a_step_with_means_over_the_seeds(whole: Path) -> N
     errors = [100 - metrics(whole, f"seed-{seed}-prune-1")["slim"]["top1"] for seed in (3, 5)]
     assert f"| {sum(errors) / 2:.2f} ± " in next(line for line in card.splitlines() if line.startswith("| I |"))
     assert "over the seeds 3, 5" in card
+
+
+def test_steps_of_a_recipe_are_compared_by_their_names(whole: Path, tmp_path: Path) -> None:
+    runs = [RunDir(whole / "out" / f"seed-{seed}-prune-2") for seed in (3, 5)]
+    page = compare([*runs, RunDir(whole / "out" / "seed-5-prune-3")], tmp_path / "page.html").read_text()
+    assert all(name in page for name in ("II, seed 3", "II, seed 5", "other, seed 5"))
+    assert "How the runs got there" in page
 
 
 def test_a_repeated_recipe_goes_on(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

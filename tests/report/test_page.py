@@ -250,7 +250,7 @@ def test_compare_puts_runs_of_one_name_on_one_page(tmp_path: Path, metrics: Json
     third = make_run(tmp_path / "other", metrics | {"data": "mnist"})
     path = compare([first, second, third], tmp_path / "compare.html")
     outline = check_stands_alone(path.read_text())
-    assert outline.tags["svg"] == 1
+    assert outline.tags["svg"] == 2
     for name in (str(first.path), str(second.path), "other"):
         assert name in outline.text
     for said in ("3 runs compared", "different networks or data", "lenet5 on mnist", "80.0 %"):
