@@ -34,8 +34,15 @@ class Plan:
         """How many channels each group loses now; of a masked network, how many weights each layer."""
         if network.masks is not None:
             return self.amount.weights(masks.survivors(network.model, network.masks))
-        weights = {name: layer.weight.detach().flatten() for name, layer in layers_of(network.model).items()}
+        weights = {name: layer.weight.detach() for name, layer in layers_of(network.model).items()}
         return self.budget.trim({group.name: self.amount.filters(group, weights) for group in network.prunable}, network)
+
+    def shares(self, network: Network) -> dict[str, dict[str, float]]:
+        """Of each group the share that SAP's step takes, by its weights and by the norms of its filters; else empty."""
+        if network.masks is not None or not isinstance(self.amount, Adaptive):
+            return {}
+        weights = {name: layer.weight.detach() for name, layer in layers_of(network.model).items()}
+        return {group.name: self.amount.shares(group, weights) for group in network.prunable}
 
 
 class Budget:

@@ -61,6 +61,9 @@ class Turn:
         state.network = copy.deepcopy(state.kept)
         if state.network.masks is not None:
             return "tie"
+        if shares := self.work.plan.shares(state.kept):
+            channels = {group.name: group.channels for group in state.kept.prunable}
+            self.work.note("shares", iteration=self.work.index, groups=shares, channels=channels)
         generator = torch.Generator()
         generator.set_state(state.draws)
         choices = choose(state.network, counts, self.work.settings, generator, self.work.data.shape)

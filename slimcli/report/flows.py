@@ -1,6 +1,8 @@
-"""The figure of a stopping rule: how many epochs each retraining took, and how far the flow was from the dense network's."""
+"""The figures of InCoP: how many epochs each retraining took, how far the flow was from the dense network's, what SAP took."""
 
 from __future__ import annotations
+
+import statistics
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -40,6 +42,42 @@ def stopping(result: Result) -> Plot | None:
             for step in steps
         ),
     )
+
+
+def shares(result: Result) -> Plot | None:
+    """The share of filters that SAP's step took, and what it would have been by their norms; None without `--amount pq`."""
+    events = result.of_kind("shares")
+    if not events:
+        return None
+    kinds = {"weights": "by the weights (taken)", "norms": "by the norms of filters"}
+    lines = {
+        said: [(event["iteration"], 100 * statistics.mean(each[kind] for each in event["groups"].values())) for event in events]
+        for kind, said in kinds.items()
+    }
+    return Plot(
+        name="shares",
+        title="What SAP's step takes",
+        caption="The share of its filters that a group loses, mean over the groups: by the PQ-index of their weights, which is "
+        "what went, and by that of their norms, which hardly differ.",
+        description="Two lines over the iterations: the share in percent by weights and by norms.",
+        size=(9, 2.6),
+        draw=lambda figure: _draw_shares(figure, lines),
+        head=("iteration", "group", *kinds.values()),
+        rows=tuple(
+            (str(event["iteration"]), group, *(percent(each[kind]) for kind in kinds))
+            for event in events
+            for group, each in event["groups"].items()
+        ),
+    )
+
+
+def _draw_shares(figure: Figure, lines: dict[str, list[tuple[float, float]]]) -> None:
+    axes = figure.subplots()
+    for (label, points), color, marker in zip(lines.items(), (VERMILLION, SKY), ("o", "s"), strict=True):
+        line(axes, points, label, color=color, marker=marker)
+    axes.set(xlabel="iteration", ylabel="filters that go (%)", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper center", ncols=2)
 
 
 def _draw(figure: Figure, steps: list[JsonDict], flows: bool, drift: float | None) -> None:

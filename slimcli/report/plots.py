@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from slimcli.records import JsonDict
-from slimcli.report.flows import stopping
+from slimcli.report.flows import shares, stopping
 from slimcli.report.formats import change, percent, plural
 from slimcli.report.histories import pairs
 from slimcli.report.result import Result
@@ -26,7 +26,7 @@ PHASES = {
 
 def plots(result: Result) -> list[Plot]:
     """Every figure that the run has the records for."""
-    return [plot for make in (layers, iterations, stopping, pairs, loss) if (plot := make(result))]
+    return [plot for make in (layers, iterations, stopping, shares, pairs, loss) if (plot := make(result))]
 
 
 def layers(result: Result) -> Plot | None:

@@ -17,6 +17,7 @@ from slimcli.pipeline.looks import rule_of
 from slimcli.progress import Progress
 from slimcli.pruning.stopping import AllEpochs, FlowWithin
 from slimcli.records import JsonDict, Score
+from slimcli.report import page
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings
 
@@ -45,6 +46,18 @@ def run(model: Path, out: Path, **settings: Any) -> tuple[JsonDict, list[JsonDic
     result = job.run(PruneSettings(model=str(model), **(QUICK | settings)), out, said)
     assert result is not None
     return result.metrics, RunDir(out).read_journal(), "\n".join(said.lines)
+
+
+def test_the_shares_by_weights_and_by_norms_are_noted_and_shown(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    _, journal, _ = run(tiny_checkpoint, tmp_path / "run", method="sap", epochs=1)
+    noted = [event for event in journal if event["event"] == "shares"]
+    surgeries = [event["removed"] for event in journal if event["event"] == "surgery"]
+    assert len(noted) == len(surgeries) == 2
+    for event, removed in zip(noted, surgeries, strict=True):
+        for name, share in event["groups"].items():
+            before = event["channels"][name]
+            assert len(removed.get(name, ())) == min(int(share["weights"] * before), before - 1)
+    assert "What SAP&#39;s step takes" in page.write(RunDir(tmp_path / "run")).read_text()
 
 
 @pytest.mark.parametrize("stop", ["accuracy", "if", "gf", "flow"])

@@ -129,11 +129,21 @@ def test_the_adaptive_amount_takes_of_filters_the_share_of_their_weights(
     tied = ChannelGroup("a", (Member("a", tuple(range(channels))), Member("b", tuple(range(channels)))), channels)
     together = weights.values() if scope == "global" else (weights["a"], weights["b"])
     share = sap_share(together, *pq)
-    assert amount.filters(tied, weights) == min(math.floor(share * channels), channels - 1)
+    layers = {name: vector[:, None] for name, vector in weights.items()}  # filters of one weight: its magnitude is their norm
+    assert amount.filters(tied, layers) == min(math.floor(share * channels), channels - 1)
+    assert amount.shares(tied, layers) == {"weights": share, "norms": share}
     counts = amount.weights(weights)
     for name, vector in weights.items():
         share = sap_share(weights.values() if scope == "global" else [vector], *pq)
         assert counts[name] == min(math.floor(share * len(vector)), len(vector) - 1)
+
+
+def test_norms_of_filters_hardly_differ_where_their_weights_do() -> None:
+    torch.manual_seed(0)
+    amount = Adaptive(1.0, 2.0, gamma=1.0, beta=0.9, eta=0.0, scope="layer")
+    shares = amount.shares(group(64), {"g": torch.randn(64, 32, 3, 3)})
+    assert shares["weights"] > 0.3
+    assert shares["norms"] < 0.02
 
 
 @given(WEIGHTS, st.sampled_from(["20%", "50%", "0.5%"]))
