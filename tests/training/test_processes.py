@@ -64,6 +64,17 @@ def test_two_processes_do_what_one_does(both: dict[int, Path]) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("stop", ["if", pytest.param("gf", marks=pytest.mark.slow)])
+def test_a_flow_is_that_of_all_processes(tiny_checkpoint: Path, tmp_path: Path, stop: str) -> None:
+    flags = ("--method=sap", f"--stop={stop}", "--iterations=1", "--flow-samples=300")
+    for devices in (1, 2):
+        done = prune(tiny_checkpoint, tmp_path / str(devices), *flags, f"--devices={devices}")
+        assert done.returncode == 0, done.stderr
+    for kind in ("drift", "look"):
+        one, two = (events(tmp_path / str(devices), kind)[0]["distance"] for devices in (1, 2))
+        assert one == pytest.approx(two, rel=0.002)  # bf16 rounds each process's part by itself
+
+
 def test_only_process_0_speaks_and_writes(both: dict[int, Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = prune(tiny_checkpoint, tmp_path / "run", "--devices=2", "--json")
     assert json.loads(done.stdout)["method"] == "hbfp"
