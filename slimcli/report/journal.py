@@ -158,6 +158,7 @@ def _so_far(dense: JsonDict, iterations: Sequence[JsonDict], events: Sequence[Js
     else:
         surgeries = {event["iteration"]: event for event in of_kind(events, "surgery")}
         after = surgeries.get(kept[-1]["index"], {}) | {key: kept[-1][key] for key in ("macs", "params")}
+        after |= last(events, "cleared") or {}  # a masked network without its dead filters
     return after | {"top1": None, "loss": None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import groupby
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -166,7 +167,9 @@ def _draw_loss(figure: Figure, epochs: list[JsonDict], surgeries: list[int]) -> 
     axes = figure.subplots()
     points = [(number, float(epoch["loss"])) for number, epoch in enumerate(epochs, start=1)]
     kinds = [str(epoch["phase"]).partition(" ")[0] for epoch in epochs]
-    axes.plot(*zip(*points, strict=True), color=INK, linewidth=0.8, alpha=0.5)
+    phases = groupby(range(len(points)), key=lambda at: (epochs[at]["phase"], at - epochs[at]["index"]))
+    for _, places in phases:  # what one phase reached is not where the next begins
+        line(axes, [points[at] for at in places], "", color=INK, linewidth=0.8, alpha=0.5)
     for kind in dict.fromkeys(kinds):
         marker, color = PHASES.get(kind, ("P", INK))
         own = [point for point, its_kind in zip(points, kinds, strict=True) if its_kind == kind]

@@ -18,6 +18,7 @@ from slimcli.progress import Progress
 from slimcli.pruning.stopping import AllEpochs, FlowWithin
 from slimcli.records import JsonDict, Score
 from slimcli.report import page
+from slimcli.report.journal import rebuild
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings
 
@@ -131,10 +132,17 @@ def test_dead_filters_of_a_masked_network_are_taken_out_before_the_last_retraini
     content = torch.load(tiny_checkpoint, weights_only=True)
     content["state_dict"]["conv1.weight"][[3, 7]] *= 1e-6
     torch.save(content, tmp_path / "model.pt")
-    metrics, journal, _ = run(tmp_path / "model.pt", tmp_path / "run", method="lth", granularity="weight", epochs=1, rewind=False)
+    metrics, journal, said = run(
+        tmp_path / "model.pt", tmp_path / "run", method="lth", granularity="weight", epochs=1, rewind=False
+    )
+    assert "2 filter(s) without a living weight are taken out" in said
     cleared = next(event for event in journal if event["event"] == "cleared")
     assert cleared["removed"] == {"conv1": [3, 7]}
     assert metrics["layers"][0]["filters"] == [20, 18]
+    unfinished = rebuild(journal[: journal.index(cleared) + 1])
+    assert unfinished is not None
+    assert unfinished["slim"]["macs"] == metrics["slim"]["macs"]
+    assert unfinished["layers"] == metrics["layers"]
     assert metrics["slim"]["macs"] < metrics["dense"]["macs"]
     assert metrics["sparsity"]["weights"] < 430_500
     assert slimcli.load(tmp_path / "run" / "model.pt").get_submodule("conv1").weight.shape[0] == 18  # type: ignore[union-attr]
