@@ -33,8 +33,8 @@ LEAST_DISK = LEAST_MEMORY = 10**9  # bytes: a run folder with its states and exp
 _DRIVER = Path("/dev/nvidiactl")
 _MNIST = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _FILES = {
-    **dict.fromkeys(("mnist", "mnist32"), ("MNIST/raw", _MNIST)),
-    **dict.fromkeys(("fashion-mnist", "fashion-mnist32"), ("FashionMNIST/raw", _MNIST)),
+    "mnist": ("MNIST/raw", _MNIST),
+    "fashion-mnist": ("FashionMNIST/raw", _MNIST),
     "cifar10": ("cifar-10-batches-py", (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")),
     "cifar100": ("cifar-100-python", ("train", "test", "meta")),
 }
