@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from slimcli.environment import cores
+import torch
+
 from slimcli.errors import FellShortError, InputError, SlimError
 from slimcli.pipeline.steps import Step
 from slimcli.records import JsonDict
@@ -24,7 +25,7 @@ class Child:
     def __init__(self, step: Step, arguments: Sequence[str], log: Path, jobs: int) -> None:
         self.step, self.log, self._started = step, log, time.perf_counter()
         self._answer = log.with_suffix(".json")
-        threads = min(int(os.environ.get("OMP_NUM_THREADS") or cores()), max(1, cores() // jobs))
+        threads = max(1, torch.get_num_threads() // jobs)
         with log.open("ab") as words, self._answer.open("wb") as answer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "slimcli", *arguments, "--json"],
@@ -38,9 +39,12 @@ class Child:
         """Whether it is still at work."""
         return self._process.poll() is None
 
-    def end(self) -> None:
-        """Have it stop as on Ctrl-C; its last saved state stays."""
+    def terminate(self) -> None:
+        """Tell it to stop; its last saved state stays."""
         self._process.terminate()
+
+    def end(self) -> None:
+        """Wait until it has stopped, as it was told to; not for ever."""
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from slimcli.networks.cost import layers_of
 from slimcli.pipeline.state import Network
 from slimcli.pruning import masks
@@ -34,15 +36,19 @@ class Plan:
         """How many channels each group loses now; of a masked network, how many weights each layer."""
         if network.masks is not None:
             return self.amount.weights(masks.survivors(network.model, network.masks))
-        weights = {name: layer.weight.detach() for name, layer in layers_of(network.model).items()}
+        weights = _weights(network)
         return self.budget.trim({group.name: self.amount.filters(group, weights) for group in network.prunable}, network)
 
     def shares(self, network: Network) -> dict[str, dict[str, float]]:
         """Of each group the share that SAP's step takes, by its weights and by the norms of its filters; else empty."""
         if network.masks is not None or not isinstance(self.amount, Adaptive):
             return {}
-        weights = {name: layer.weight.detach() for name, layer in layers_of(network.model).items()}
+        weights = _weights(network)
         return {group.name: self.amount.shares(group, weights) for group in network.prunable}
+
+
+def _weights(network: Network) -> dict[str, Tensor]:
+    return {name: layer.weight.detach() for name, layer in layers_of(network.model).items()}
 
 
 class Budget:

@@ -175,6 +175,8 @@ class _Steps:
                     self.progress.say(f"{child.step.folder}, {child.step.label}: done")
         finally:
             for child in children:
+                child.terminate()
+            for child in children:
                 child.end()
 
     def _command(self, step: Step, recipe: Path) -> list[str]:

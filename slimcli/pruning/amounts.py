@@ -77,13 +77,16 @@ class Adaptive:
 
     def filters(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> int:
         """How many of the group's channels go now."""
-        return min(math.floor(self.shares(group, weights)["weights"] * group.channels), group.channels - 1)
+        return min(math.floor(sap_share(self._members(group, weights), *self._step) * group.channels), group.channels - 1)
 
     def shares(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """The share that SAP's step takes: `weights`, which counts, and `norms`, as it would be over the l2-norms of filters."""
-        members = list(weights.values()) if self._together else [weights[member.layer] for member in group.members]
+        members = self._members(group, weights)
         norms = [weight.flatten(1).norm(dim=1) for weight in members]
         return {"weights": sap_share(members, *self._step), "norms": sap_share(norms, *self._step)}
+
+    def _members(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        return list(weights.values()) if self._together else [weights[member.layer] for member in group.members]
 
     def weights(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
         """How many of each layer's living weights go; together, each layer's part of the whole is only nominal."""

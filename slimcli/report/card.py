@@ -96,10 +96,9 @@ def _macs(repeats: Sequence[JsonDict], steps: Sequence[JsonDict]) -> str:
 
 def _weights_left(repeats: Sequence[JsonDict]) -> str:
     """Where single weights were removed: how many are left."""
-    masked = [step["metrics"]["iterations"] for step in repeats if step["metrics"].get("sparsity")]
-    return (
-        _spread([100 * iterations[-1]["remaining"] for iterations in masked if iterations], 1) if all(masked) and masked else ""
-    )
+    masked = [step["metrics"] for step in repeats if step["metrics"].get("sparsity")]
+    left = [100 * metrics["iterations"][-1]["remaining"] for metrics in masked if metrics["iterations"]]
+    return _spread(left, 1) if left else ""
 
 
 def _same(cells: Iterable[str]) -> str:

@@ -95,7 +95,7 @@ def _draw(figure: Figure, results: Sequence[Result]) -> None:
 
 
 def courses(results: Sequence[Result]) -> Plot:
-    """Accuracy, epochs and weights left after each iteration, and the time of all (InCoP's Figs. 3 to 6, arXiv:2312.13293)."""
+    """Accuracy, epochs and weights left after each iteration, and the time of all (Figs. 3 to 6 of InCoP)."""
     return Plot(
         name="courses",
         title="How the runs got there",
@@ -144,17 +144,20 @@ def _draw_courses(figure: Figure, results: Sequence[Result]) -> None:
 
 def _named(results: list[Result]) -> list[Result]:
     """A recipe's step is called what the recipe calls it; runs of the same name are told apart by their paths."""
-    results = [replace(result, name=_label(Path(result.path)) or result.name) for result in results]
+    labels = {run: label for parent in {Path(result.path).parent for result in results} for run, label in _labels(parent).items()}
+    results = [replace(result, name=labels.get(Path(result.path), result.name)) for result in results]
     taken = Counter(result.name for result in results)
     return [replace(result, name=result.path) if taken[result.name] > 1 else result for result in results]
 
 
-def _label(run: Path) -> str:
-    """What the recipe calls the step that this run is, with its seed; empty where the run is no step."""
-    container = RunDir(run.parent)
-    steps = [event for event in (container.read_journal() if container.journal.exists() else []) if event["event"] == "step"]
-    own = next((step for step in steps if step["step"] == run.name), {})
-    return str(own.get("label", "")) + (f", seed {own['seed']}" if own.get("seed") is not None else "")
+def _labels(container: Path) -> dict[Path, str]:
+    """Of a recipe's run folder: what the recipe calls each finished step, with its seed; empty for any other folder."""
+    journal = RunDir(container).read_journal() if RunDir(container).journal.exists() else []
+    return {
+        container / event["step"]: event["label"] + ("" if event["seed"] is None else f", seed {event['seed']}")
+        for event in journal
+        if event["event"] == "step"
+    }
 
 
 def _subjects(results: Sequence[Result]) -> list[str]:
