@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 from slimcli import processes
-from slimcli.errors import SettingsError
+from slimcli.errors import SettingsError, Terminated
 from slimcli.pipeline import job
 from slimcli.pipeline.child import Child
 from slimcli.pipeline.finish import Result
@@ -171,8 +171,15 @@ class _Steps:
                 time.sleep(_LOOK_EVERY)
                 for child in [child for child in children if not child.running()]:
                     children.remove(child)
-                    self._end(child.step, child.result(), jobs)
-                    self.progress.say(f"{child.step.folder}, {child.step.label}: done")
+                    result = child.result()
+                    self._end(child.step, result, jobs)
+                    top1 = result["metrics"].get("slim", result["metrics"]["dense"])["top1"]
+                    self.progress.say(
+                        f"{child.step.folder}, {child.step.label}: done, top-1 {top1:.2f} after {result['seconds']:.0f} s"
+                    )
+        except (KeyboardInterrupt, Terminated):
+            self.progress.say(f"to go on: slim run --resume {container.path} --jobs {jobs}")
+            raise
         finally:
             for child in children:
                 child.terminate()

@@ -14,13 +14,13 @@ from slimcli.errors import ArchError, SettingsError
 from slimcli.networks.cost import layers_of
 from slimcli.pipeline import job
 from slimcli.pipeline.looks import rule_of
-from slimcli.progress import Progress
 from slimcli.pruning.stopping import AllEpochs, FlowWithin
 from slimcli.records import JsonDict, Score
 from slimcli.report import page
 from slimcli.report.journal import rebuild
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings
+from tests.said import Said
 
 QUICK: dict[str, Any] = {
     "train_samples": 400,
@@ -29,16 +29,6 @@ QUICK: dict[str, Any] = {
     "max_drop": 100.0,
     "deploy": False,
 }
-
-
-class Said(Progress):
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def run(model: Path, out: Path, **settings: Any) -> tuple[JsonDict, list[JsonDict], str]:

@@ -16,6 +16,7 @@ from slimcli.pipeline.steps import read
 from slimcli.report.compare import compare
 from slimcli.rundir import RunDir
 from slimcli.training.engine import Engine
+from tests.said import Said
 
 TRAIN = {"arch": "lenet5", "epochs": 2, "train_samples": 200}
 PRUNE: dict[str, Any] = {
@@ -240,6 +241,20 @@ def test_a_process_of_a_step_that_is_killed_is_told_and_gone_on_with(tmp_path: P
     result = resume_recipe(tmp_path / "out", jobs=2)
     assert result is not None
     assert [step["metrics"]["epochs"] for step in result.steps] == [30, 3]
+
+
+def test_steps_side_by_side_end_with_the_command_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, children = Said(), []
+
+    def interrupted(child: Child) -> bool:
+        children.append(child)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Child, "running", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(write(tmp_path / "r.toml", ONE_SEED), tmp_path / "out", said, jobs=2)
+    assert said.lines[-1] == f"to go on: slim run --resume {tmp_path / 'out'} --jobs 2"
+    assert children[0]._process.poll() is not None
 
 
 def test_jobs_that_are_none_are_refused(tmp_path: Path) -> None:
