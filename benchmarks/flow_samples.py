@@ -1,7 +1,8 @@
 """How many images a flow must be measured on: the stop decisions of each number against those of the whole training set.
 
     python benchmarks/flow_samples.py lenet5 fashion-mnist
-    python benchmarks/flow_samples.py resnet20-cifar cifar10 --checkpoint FILE --epochs 3 --iterations 5 --images 20000
+    python benchmarks/flow_samples.py resnet20-cifar cifar10 --checkpoint FILE --images 20000 \
+        --epochs 2 --iterations 4 --samples 512 2048 8192
 
 Along SAP's iterations (p, q = 0.5, 1; single weights) every epoch of retraining is measured on the first N images for each N, and
 on all. A decision is the epoch at which a rule stops the retraining of an iteration; each N has its own dense flow and drift.
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--images", type=int)
     parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES)
     options = parser.parse_args()
     settings = TrainSettings(
         arch=options.arch, data=options.data, train_samples=options.images, lr=options.lr, label_smoothing=0.0
@@ -58,7 +60,7 @@ def main() -> None:
         engine.fit(model, data.train, 10, "dense")
     model.eval()
     writers = flow.consecutive(model, data.shape)
-    sizes = [*(count for count in SAMPLES if count < data.train.samples), data.train.samples]
+    sizes = [*(count for count in options.samples if count < data.train.samples), data.train.samples]
 
     def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
         seed_everything(0, FLOW_IMAGES)
