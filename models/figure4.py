@@ -31,7 +31,7 @@ def main(run: Path, target: Path) -> None:
     """Read every seed's journals and write the figure."""
     with matplotlib.style.context(["default", {"svg.hashsalt": "slimcli", "svg.fonttype": "none", "font.size": 9}]):
         figure = Figure(figsize=(7.5, 3.4), layout="constrained")
-        after, retrained = figure.subplots(1, 2, sharex=True, sharey=True)
+        after, retrained = figure.subplots(1, 2, sharex=True)
         for label, (name, color, marker) in ARMS.items():
             points = curve(run, label)
             for axes, key in ((after, "top1_after_surgery"), (retrained, "top1")):
