@@ -207,7 +207,7 @@ class PruneSettings(DataSettings, FitSettings):
     final: str | None = None
     final_lr: float | None = None
     draws: int | None = None
-    distill: bool = False
+    distill: bool | None = None
     distill_weight: float = 0.5
     distill_temperature: float = 4.0
     teacher: str | None = None
@@ -252,8 +252,8 @@ class PruneSettings(DataSettings, FitSettings):
             _within("--final-lr", self.final_lr, 0.0, math.inf, open_low=True)
         _within("--distill-weight", self.distill_weight, 0.0, 1.0, open_low=True)
         _within("--distill-temperature", self.distill_temperature, 0.0, math.inf, open_low=True)
-        if self.teacher is not None and not self.distill:
-            raise SettingsError("--teacher only makes sense with --distill", "add --distill, or leave --teacher out")
+        if self.teacher is not None and self.distill is False:
+            raise SettingsError("--teacher goes with --distill", "leave --no-distill out, or --teacher")
         if self.penalty is not None:
             _one_of("--penalty", self.penalty, PENALTIES)
         for flag, epochs in (

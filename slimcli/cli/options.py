@@ -196,7 +196,13 @@ Draws = Annotated[
     ),
 ]
 Distill = Annotated[
-    bool, typer.Option("--distill", help="The dense network teaches in the last retraining.", rich_help_panel=_TRAIN)
+    bool | None,
+    typer.Option(
+        "--distill/--no-distill",
+        help="The dense network teaches in the last retraining.",
+        show_default="the method's",
+        rich_help_panel=_TRAIN,
+    ),
 ]
 DistillWeight = Annotated[float, typer.Option(help="The teacher's share of the loss.", rich_help_panel=_TRAIN)]
 DistillTemperature = Annotated[float, typer.Option(help="How soft the teacher's outputs are made.", rich_help_panel=_TRAIN)]

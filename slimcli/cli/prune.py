@@ -70,7 +70,7 @@ def prune(
     final: o.Final = None,
     final_lr: o.FinalLr = None,
     draws: o.Draws = None,
-    distill: o.Distill = False,
+    distill: o.Distill = None,
     distill_weight: o.DistillWeight = 0.5,
     distill_temperature: o.DistillTemperature = 4.0,
     teacher: o.TeacherModel = None,

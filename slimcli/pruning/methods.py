@@ -12,7 +12,8 @@ from slimcli.settings import PruneSettings
 class Method:
     """A combination: which filters or weights go (`criterion`), how many (`amount`), when retraining ends (`stop`), how chosen
     pairs are tied (`penalty`) and merged, whether survivors go back to their first weights after each removal (`rewind`), how
-    the last retraining starts (`final`). The controls of `hbfp` train plainly in the epochs in which it ties.
+    the last retraining starts (`final`), and whether the dense network teaches in it (`distill`). The controls of `hbfp` are
+    retrained as it is, and train plainly in the epochs in which it ties.
     """
 
     criterion: str
@@ -24,6 +25,7 @@ class Method:
     rewind: bool = False
     tie_epochs: int = 1
     final: str = "finetune"
+    distill: bool = False
 
 
 METHODS = {
@@ -33,6 +35,7 @@ METHODS = {
         penalty="weights",
         merge=True,
         final="auto",
+        distill=True,
     ),
     "hbfp-paper": Method(
         "history",
@@ -45,8 +48,8 @@ METHODS = {
     "sap": Method("magnitude", "as many of the smallest as the PQ-index of the weights allows", "pq", tie_epochs=0),
     "incop-if": Method("magnitude", "sap, retrained until information flow is back where it was", "pq", "if", tie_epochs=0),
     "incop-gf": Method("magnitude", "sap, retrained until gradient flow is back where it was", "pq", "gf", tie_epochs=0),
-    "l1": Method("l1", "the filters with the least l1-norm (a control)"),
-    "random": Method("random", "filters drawn at random (a control)"),
+    "l1": Method("l1", "the filters with the least l1-norm (a control)", final="auto", distill=True),
+    "random": Method("random", "filters drawn at random (a control)", final="auto", distill=True),
 }
 CRITERIA_NAMES = ("history", "random-pairs", "magnitude", "l1", "random")
 _PAIRING = ("history", "random-pairs")
@@ -75,6 +78,9 @@ def resolve(settings: PruneSettings) -> PruneSettings:
                 f"{flag} is for pairs of filters, and the criterion {criterion} chooses none", "use --criterion history"
             )
     stop = settings.stop or method.stop
+    distill = settings.distill
+    if distill is None:  # where nothing is removed, the dense network could only teach itself
+        distill = method.distill and (settings.iterations != 0 or settings.teacher is not None)
     resolved = replace(
         settings,
         criterion=criterion,
@@ -86,7 +92,10 @@ def resolve(settings: PruneSettings) -> PruneSettings:
         tie_epochs=method.tie_epochs if settings.tie_epochs is None else settings.tie_epochs,
         rewind=method.rewind if settings.rewind is None else settings.rewind,
         final=settings.final or method.final,
+        distill=distill,
     )
+    if resolved.teacher is not None and not resolved.distill:
+        raise SettingsError(f"--teacher goes with --distill, which {settings.method} leaves out", "add --distill")
     _check_granularity(resolved)
     return resolved
 

@@ -214,4 +214,4 @@ def test_a_teacher_may_be_another_network_and_without_distilling_there_is_none(t
         losses[name] = [e["loss"] for e in RunDir(tmp_path / name).read_journal() if e["event"] == "epoch"]
     assert losses["self"] != losses["dense"]
     with pytest.raises(SettingsError, match="--distill"):
-        PruneSettings(teacher="x.pt")
+        PruneSettings(teacher="x.pt", distill=False)

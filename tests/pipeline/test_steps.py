@@ -27,6 +27,7 @@ PRUNE: dict[str, Any] = {
     "final_epochs": 1,
     "max_drop": 100.0,
     "deploy": False,
+    "distill": False,
 }
 CONTENT: dict[str, Any] = {
     "seeds": [3, 5],
@@ -40,7 +41,7 @@ CONTENT: dict[str, Any] = {
         {"name": "I", "from": "dense", "iterations": 1, "reference": "1.0", **PRUNE},
         {"name": "II", "widths": [5, 13], **PRUNE},
         {"name": "other", "from": "dense", "method": "random", "hidden": True, "iterations": 1, **PRUNE},
-        {"name": "taught", "from": "II", "iterations": 0, "distill": True, "teacher": "dense", **PRUNE},
+        {"name": "taught", "from": "II", "iterations": 0, "teacher": "dense", **PRUNE, "distill": True},
     ],
 }
 
@@ -76,7 +77,7 @@ def test_what_is_written_down_means_the_same(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_every_step_says_is_said_once(tmp_path: Path) -> None:
-    own = {"train": {"train_samples", "epochs"}, "prune": set(PRUNE)}
+    own = {"train": {"train_samples", "epochs"}, "prune": set(PRUNE) - {"distill"}}
     content = CONTENT | {"every": {"train": {"train_samples": 200, "epochs": 9}, "prune": PRUNE}}
     for kind in own:
         content[kind] = [{key: value for key, value in table.items() if key not in own[kind]} for table in CONTENT[kind]]
@@ -102,8 +103,8 @@ def test_what_every_step_says_is_said_once(tmp_path: Path) -> None:
         ({"prune": [{"from": "II", **PRUNE}, {"name": "II", **PRUNE}]}, "before it"),
         ({"train": [{"name": "dense", **TRAIN}, {"match": "epochs", **TRAIN}]}, "to be matched"),
         ({"train": [{"name": "dense", **TRAIN}, {"match": "steps", "like": "I", **TRAIN}]}, "steps"),
-        ({"prune": [{"name": "I", "teacher": "dense", **PRUNE}]}, "--distill"),
-        ({"prune": [{"name": "I", "teacher": "danse", "distill": True, **PRUNE}]}, "danse"),
+        ({"prune": [{"name": "I", "teacher": "dense", "distill": False, **PRUNE}]}, "--distill"),
+        ({"prune": [{"name": "I", "teacher": "danse", **PRUNE, "distill": True}]}, "danse"),
         ({"prune": [{"name": "I", **PRUNE}, {"name": "I", **PRUNE}]}, "two steps"),
         ({"prune": [{"from": 3, **PRUNE}]}, "from"),
         ({"prune": [{"name": "I", "from": "dense", "model": "x.pt", **PRUNE}]}, "a model and a from"),

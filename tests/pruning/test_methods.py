@@ -26,8 +26,29 @@ def test_every_method_stands_for_known_parts(name: str) -> None:
 
 def test_hbfp_paper_is_what_the_paper_says_and_hbfp_what_was_measured() -> None:
     paper, measured = resolve(PruneSettings(method="hbfp-paper")), resolve(PruneSettings())
-    assert (paper.criterion, paper.penalty, paper.merge, paper.final) == ("history", "exp", False, "finetune")
-    assert (measured.criterion, measured.penalty, measured.merge, measured.final) == ("history", "weights", True, "auto")
+    assert (paper.criterion, paper.penalty, paper.merge) == ("history", "exp", False)
+    assert (paper.final, paper.distill) == ("finetune", False)
+    assert (measured.criterion, measured.penalty, measured.merge) == ("history", "weights", True)
+    assert (measured.final, measured.distill) == ("auto", True)
+
+
+@pytest.mark.parametrize("control", ["l1", "random"])
+def test_the_controls_of_hbfp_are_retrained_as_it_is(control: str) -> None:
+    hbfp, other = resolve(PruneSettings()), resolve(PruneSettings(method=control))
+    retraining = ("amount", "stop", "epochs", "tie_epochs", "final", "final_epochs", "distill")
+    assert [getattr(other, part) for part in retraining] == [getattr(hbfp, part) for part in retraining]
+
+
+def test_a_network_that_is_only_retrained_does_not_teach_itself() -> None:
+    assert not resolve(PruneSettings(iterations=0)).distill
+    assert resolve(PruneSettings(iterations=0, distill=True)).distill
+
+
+def test_a_teacher_wants_a_method_that_is_taught() -> None:
+    assert resolve(PruneSettings(teacher="x.pt", iterations=0)).distill
+    with pytest.raises(SettingsError, match="--distill"):
+        resolve(PruneSettings(teacher="x.pt", method="sap"))
+    assert resolve(PruneSettings(teacher="x.pt", method="sap", distill=True)).distill
 
 
 @pytest.mark.parametrize(
