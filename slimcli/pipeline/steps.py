@@ -2,11 +2,11 @@
 
 A recipe has tables `[train]` and `[prune]`, several of a kind as `[[train]]` and `[[prune]]`, whose keys are the flags of the
 commands; `[every.train]` and `[every.prune]` hold what each of them says unless it says otherwise. First comes the first
-`[train]`, then every `[prune]`, then the other `[train]`s. A `[prune]` starts from the network that the step before it left,
-or from the step that it names with `from`; the first one of a recipe without `[train]` names its `model`. `teacher` and `like`
-may name a step too. A `[train]` with `match = "epochs"` is given as many epochs as led to the step that it is `like` (those of
-the steps before that included), with `match = "compute"` as many as cost as much, at most `at_most`: what a pruned network
-must be compared with.
+`[train]`, then every `[prune]`, then the other `[train]`s; one that is `like` another step comes directly after that. A
+`[prune]` starts from the network that the `[prune]` before it left, or from the step that it names with `from`; the first one
+starts from the `[train]`, or without any names its `model`. `teacher` and `like` may name a step too. A `[train]` with
+`match = "epochs"` is given as many epochs as led to the step that it is `like` (those of the steps before that included), with
+`match = "compute"` as many as cost as much, at most `at_most`: what a pruned network must be compared with.
 
 `seeds = [0, 1, 2]` above the tables repeats every step with each seed, `seeds` in a table that step with those alone. Steps may
 carry a `name` and a `reference` for the card that `[card]` asks for (`file` beside the recipe, `title`, `about`), and
@@ -81,7 +81,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe's steps, each once (`plain`), and the seeds that they are repeated with."""
+    """A recipe's steps, each once and as written (`plain`), and the seeds that they are repeated with."""
 
     path: Path
     plain: tuple[Step, ...]
@@ -90,12 +90,11 @@ class Recipe:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Every step with every seed that it is for, one seed after the other."""
+        """Every step with every seed that it is for, in the order in which they are carried out and reported."""
+        steps = _ordered(self.plain)
         if not self.seeds:
-            return self.plain
-        return tuple(
-            step.with_seed(seed) for seed in self.seeds for step in self.plain if seed in step.labels.get("seeds", [seed])
-        )
+            return steps
+        return tuple(step.with_seed(seed) for seed in self.seeds for step in steps if seed in step.labels.get("seeds", [seed]))
 
     @property
     def several(self) -> bool:
@@ -167,6 +166,15 @@ def read(path: Path, seeds: Sequence[int] | None = None) -> Recipe:
     recipe = Recipe(path, tuple(steps), wanted, _seeds(own, path))
     _check_whole(recipe)
     return recipe
+
+
+def _ordered(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps as written, but each that is `like` another directly after that one."""
+    ordered: list[Step] = []
+    for step in steps:
+        beside = [index for index, other in enumerate(ordered) if step.like and step.like in (other.folder, other.like)]
+        ordered.insert(beside[-1] + 1 if beside else len(ordered), step)
+    return tuple(ordered)
 
 
 def _check_whole(recipe: Recipe) -> None:
