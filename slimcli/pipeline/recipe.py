@@ -23,6 +23,7 @@ from slimcli.pipeline.train import resume as resume_training
 from slimcli.progress import Progress
 from slimcli.records import JsonDict
 from slimcli.report import card
+from slimcli.report.standing import earlier_seconds
 from slimcli.rundir import RunDir, default_path, free_path
 from slimcli.settings import PruneSettings, TrainSettings
 
@@ -211,10 +212,11 @@ class _Steps:
 
     def _end(self, step: Step, result: JsonDict, jobs: int = 1) -> None:
         """Note what a finished step measured, beside how many others."""
+        run = self._run_of(step)
         facts = {
             "step": step.folder,
-            "path": str(self._run_of(step).path),
-            "seconds": result["seconds"],
+            "path": str(run.path),
+            "seconds": round(result["seconds"] + earlier_seconds(run.read_journal()), 1),
             "metrics": result["metrics"],
             "shortfall": result["shortfall"],
             "total_epochs": self._total(step, "epochs"),

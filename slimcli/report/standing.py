@@ -136,14 +136,19 @@ def way_on(folder: Path, command: str) -> str:
 
 def _seconds(events: Sequence[JsonDict], until: float) -> float:
     """How long the run has worked: since it began or was taken up again, and in the epochs before that."""
+    started = last(events, "start", "resumed") or {}
+    return earlier_seconds(events) + (max(0.0, until - started["time"]) if "time" in started else 0.0)
+
+
+def earlier_seconds(events: Sequence[JsonDict]) -> float:
+    """How long a run had trained when it was last taken up; 0 for one that was never interrupted."""
     done = before = 0.0
-    since = None
     for event in events:
         if event.get("event") == "epoch":
             done += event.get("seconds", 0.0)
-        elif event.get("event") in ("start", "resumed") and "time" in event:
-            before, since = done, event["time"]
-    return done if since is None else before + max(0.0, until - since)
+        elif event.get("event") in ("start", "resumed"):
+            before = done
+    return before
 
 
 def _remark(events: Sequence[JsonDict]) -> str:

@@ -243,6 +243,9 @@ def test_a_process_of_a_step_that_is_killed_is_told_and_gone_on_with(tmp_path: P
     result = resume_recipe(tmp_path / "out", jobs=2)
     assert result is not None
     assert [step["metrics"]["epochs"] for step in result.steps] == [30, 3]
+    epochs = [event for event in RunDir(tmp_path / "out" / "seed-5-train").read_journal() if event["event"] == "epoch"]
+    assert len(epochs) >= 30
+    assert result.steps[0]["seconds"] > sum(event["seconds"] for event in epochs)  # those before it was killed too
 
 
 def test_steps_side_by_side_end_with_the_command_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
