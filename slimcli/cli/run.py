@@ -55,8 +55,7 @@ def run(
     if json:
         console.print_json({"steps": outcome.steps})
     else:
-        for step in outcome.steps:
-            if "method" in step["metrics"]:
-                tables.show(tables.summary(step["metrics"]))
+        pruned = [step["metrics"] for step in outcome.steps if "method" in step["metrics"]]
+        tables.show(tables.summary(pruned[0]) if len(pruned) == 1 else tables.steps(outcome.steps))
         console.echo(f"run folder: {outcome.folder}" + (f", card: {outcome.card}" if outcome.card else ""))
     return console.exit_code(*outcome.shortfalls)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 
 from slimcli.records import JsonDict
+from slimcli.report.formats import duration
 
 
 def show(*tables: RenderableType) -> None:
@@ -43,6 +46,20 @@ def summary(metrics: JsonDict) -> Table:
             else f"{after['p50'] / before['p50']:.2f} x slower"
         )
         table.add_row("p50 latency", f"{before['p50']:.3f} ms", f"{after['p50']:.3f} ms", change)
+    return table
+
+
+def steps(done: Sequence[JsonDict]) -> Table:
+    """What the steps of a recipe came to, one line a step."""
+    table = Table("step", *(Column(name, justify="right") for name in ("top-1", "MACs", "parameters", "epochs", "time")))
+    if any(step["shortfall"] for step in done):
+        table.add_column("")
+    for step in done:
+        metrics = step["metrics"]
+        network = metrics.get("slim", metrics["dense"])
+        name = step["label"] + (f", seed {step['seed']}" if step.get("seed") is not None else "")
+        figures = f"{network['top1']:.2f} %", _count(network["macs"]), _count(network["params"]), str(metrics["epochs"])
+        table.add_row(name, *figures, duration(step["seconds"]), *(["fell short"] if step["shortfall"] else []))
     return table
 
 
