@@ -4,8 +4,9 @@
     python benchmarks/flow_samples.py resnet20-cifar cifar10 --checkpoint FILE --images 20000 \
         --epochs 2 --iterations 4 --samples 512 2048 8192
 
-Along SAP's iterations (p, q = 0.5, 1; single weights) every epoch of retraining is measured on the first N images for each N, and
-on all. A decision is the epoch at which a rule stops the retraining of an iteration; each N has its own dense flow and drift.
+Along SAP's iterations (p, q = 0.5, 1; single weights) every epoch of retraining is measured on the first N images for each N,
+and on all. A decision is the epoch at which the rule `if` (or `gf`) stops the retraining of an iteration, for several epsilons,
+and the number of epochs that `flow` gives it; each N has its own dense flow and drift.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.looks import FLOW_IMAGES
 from slimcli.pruning import flow, masks
 from slimcli.pruning.sparsity import sap_amount
-from slimcli.pruning.stopping import FlowSettled, FlowWithin, Look, drift_epsilon
+from slimcli.pruning.stopping import FlowWithin, Look, allotment, drift_epsilon
 from slimcli.settings import TrainSettings
 from slimcli.training.engine import Engine, Epoch, FitState, seed_everything
 
@@ -34,6 +35,8 @@ SAMPLES = (128, 256, 512, 1024, 2048, 4096, 8192)
 FACTORS = (0.7, 1.0, 1.4, 2.0)
 """The drift's epsilon times these: a number of images that only suits one epsilon suits none."""
 KINDS = ("if", "gf")
+MOST = 20
+"""Epochs of one retraining."""
 
 
 def main() -> None:
@@ -88,10 +91,17 @@ def main() -> None:
     drift = {key: flow.gap(found, dense[key]).total for key, found in measured(moved).items()}
     held, total = masks.full(model), masks.alive(masks.full(model))
     looks: list[tuple[float, dict[tuple[str, int], list[Look]]]] = []
+    owed, allotted = dict.fromkeys(sizes, 0.0), {count: list[int]() for count in sizes}
     for iteration in range(1, options.iterations + 1):
         counts = {name: sap_amount(vector, 0.5, 1.0) for name, vector in masks.survivors(model, held).items()}
+        before = measured(model)
         held = masks.without_smallest(model, held, counts)
         masks.apply(model, held)
+        after = measured(model, held)
+        for size in sizes:
+            moved = flow.gap(after["if", size], before["if", size]).total
+            epochs, owed[size] = allotment(owed[size] + moved**2, MOST)
+            allotted[size].append(epochs)
         seen: dict[tuple[str, int], list[Look]] = {key: [] for key in seconds}
 
         def look(epoch: Epoch, state: FitState, held: masks.Masks = held, seen: dict[tuple[str, int], list[Look]] = seen) -> None:
@@ -119,21 +129,23 @@ def main() -> None:
                 if own.distance is not None and whole.distance
             ]
             same = [
-                stop(rule, drift[kind, count] * factor, remaining, seen[kind, count])
-                == stop(rule, drift[kind, sizes[-1]] * factor, remaining, seen[kind, sizes[-1]])
+                stop(drift[kind, count] * factor, remaining, seen[kind, count])
+                == stop(drift[kind, sizes[-1]] * factor, remaining, seen[kind, sizes[-1]])
                 for remaining, seen in looks
                 for factor in FACTORS
-                for rule in (FlowWithin, FlowSettled)
             ]
             print(
                 f"| {count:,} | {kind} | {drift[kind, count]:.3f} | {statistics.mean(errors):.1%} | {sum(same)} of {len(same)} "
                 f"| {seconds[kind, count] / epoch_seconds:.1%} |"
             )
+    print("\nepochs that the rule flow gives out:\n")
+    for count in sizes:
+        print(f"| {count:,} | {' '.join(map(str, allotted[count]))} |")
 
 
-def stop(kind: type[FlowWithin] | type[FlowSettled], drift: float, remaining: float, looks: list[Look]) -> int:
+def stop(drift: float, remaining: float, looks: list[Look]) -> int:
     """The epoch after which the rule ends the retraining."""
-    rule = kind(drift_epsilon(drift, remaining))
+    rule = FlowWithin(drift_epsilon(drift, remaining))
     return next((at for at in range(1, len(looks) + 1) if rule.enough(looks[:at])), len(looks) + 1)
 
 

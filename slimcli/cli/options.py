@@ -239,8 +239,8 @@ Stop = Annotated[
     str | None,
     typer.Option(
         help="When retraining after a removal ends: epochs; accuracy (held-out top-1 within --margin of the dense network's); "
-        "plateau (of the training loss); if, gf (information, gradient flow within --epsilon of the dense network's); flow (if, "
-        "or the flow comes no nearer). Never after more than --epochs.",
+        "plateau (of the training loss); if, gf (information, gradient flow within --epsilon of the dense network's); flow (as "
+        "many epochs as the removal broke of the information flow). Never after more than --epochs.",
         show_default="the method's",
         rich_help_panel=_PARTS,
     ),
@@ -248,8 +248,8 @@ Stop = Annotated[
 Epsilon = Annotated[
     float | None,
     typer.Option(
-        help="How far the flow may be from the dense network's.",
-        show_default="measured: what an epoch without a removal moves it, more as fewer weights are left",
+        help="How far the flow may be from the dense network's; for flow, the share of it that may break for each epoch.",
+        show_default="what an epoch without a removal moves it, more as fewer weights are left; flow: 0.15",
         rich_help_panel=_PARTS,
     ),
 ]

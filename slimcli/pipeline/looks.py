@@ -1,4 +1,4 @@
-"""What a stopping rule is told after each epoch of retraining, and the rule that the settings name."""
+"""What a stopping rule is told before retraining and after each of its epochs, and the rule that the settings name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slimcli.networks.cost import layers_of
 from slimcli.pipeline.state import Network
 from slimcli.pruning import flow, masks
 from slimcli.pruning.flow import Flow
-from slimcli.pruning.stopping import AccuracyBack, AllEpochs, FlowSettled, FlowWithin, Look, LossPlateau, Rule, drift_epsilon
+from slimcli.pruning.stopping import AccuracyBack, AllEpochs, FlowWithin, Look, LossPlateau, Rule, drift_epsilon
 from slimcli.records import Score
 from slimcli.settings import FLOW_STOPS, PruneSettings
 from slimcli.training.engine import Engine, Epoch, seed_everything
@@ -23,15 +23,15 @@ FLOW_IMAGES = 2 * 10**9
 
 
 class Watch:
-    """Looks at a network after each epoch of retraining. The dense network's flow is measured when it is first needed."""
+    """Looks at a network before retraining and after each of its epochs. The dense network's flow is measured once."""
 
     def __init__(self, settings: PruneSettings, dense: nn.Module, data: Data, engine: Engine) -> None:
         self._settings, self._dense, self._data, self._engine = settings, dense, data, engine
         self._reference: Flow | None = None
         self._writers: dict[str, tuple[str, ...]] | None = None
 
-    def look(self, network: Network, epoch: Epoch) -> Look:
-        """What the rule asks to know of the network after that epoch."""
+    def look(self, network: Network, epoch: Epoch | None = None) -> Look:
+        """What the rule asks to know of the network after that epoch, or before the first."""
         top1 = distance = None
         furthest: tuple[tuple[str, float], ...] = ()
         if self._settings.stop == "accuracy":
@@ -39,12 +39,17 @@ class Watch:
         if self._settings.stop in FLOW_STOPS:
             gap = self.gap(network)
             distance, furthest = gap.total, tuple(gap.furthest())
-        return self._engine.group.broadcast(Look(epoch.loss, top1, distance, furthest))
+        return self._engine.group.broadcast(Look(epoch.loss if epoch else None, top1, distance, furthest))
 
     def gap(self, network: Network) -> flow.Gap:
         """How far the network's flow is from the dense network's, of what both have."""
         dense = flow.surviving(self._dense_flow(), network.removed)
         return flow.gap(self._flow(network.model, network.masks), dense, self._settings.flow_distance)
+
+    def moved(self, before: Network, after: Network) -> float:
+        """How far the last removal moved the network's flow, of what is left of it: `||after - before|| / ||before||`."""
+        left = flow.surviving(self._flow(before.model), _newly_removed(before, after))
+        return flow.gap(self._flow(after.model), left).total
 
     def drift(self) -> float:
         """How far an epoch of training at the retraining's learning rate moves the dense network's flow, nothing removed."""
@@ -78,6 +83,15 @@ class Watch:
             yield images.to(device), labels.to(device)
 
 
+def _newly_removed(before: Network, after: Network) -> dict[str, list[int]]:
+    """The filters of each layer that only one of the two has, in the numbering of the one before."""
+    places = {}
+    for layer, units in after.removed.items():
+        earlier = before.removed.get(layer, [])
+        places[layer] = [unit - sum(other < unit for other in earlier) for unit in units if unit not in earlier]
+    return places
+
+
 def rule_of(settings: PruneSettings, dense: Score, drift: float | None, remaining: float) -> Rule:
     """The rule for one retraining. `drift` is given where the settings name no epsilon; `remaining` is the share of the weights
     that are left.
@@ -91,7 +105,7 @@ def rule_of(settings: PruneSettings, dense: Score, drift: float | None, remainin
         if epsilon is None:
             assert drift is not None
             epsilon = drift_epsilon(drift, remaining)
-        return FlowSettled(epsilon) if settings.stop == "flow" else FlowWithin(epsilon)
+        return FlowWithin(epsilon)
     return AllEpochs()
 
 

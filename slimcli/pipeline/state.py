@@ -100,8 +100,9 @@ class State:
 
     `network` is the one being worked on, `kept` the last one within the allowed drop (they are one object between two
     iterations), `best` the one that did best of the last retrainings tried so far (`trials`); `fit` is the training phase
-    in progress, `looks` what the stopping rule saw after each epoch of the retraining, `drift` how far the dense network's flow
-    moves in an epoch, `draws` the state of the generator of random choices.
+    in progress, `looks` what the stopping rule saw before the retraining and after each of its epochs, `drift` how far the dense
+    network's flow moves in an epoch, `moved` how far the last removal moved the flow, `owed` what such removals broke of it and
+    no epoch was given for, `allotted` the epochs of this retraining, `draws` the state of the generator of random choices.
     """
 
     network: Network
@@ -119,6 +120,9 @@ class State:
     fit: FitState | None = None
     looks: list[Look] = field(default_factory=list)
     drift: float | None = None
+    moved: float | None = None
+    owed: float = 0.0
+    allotted: int = 0
     epochs: int = 0
     training_macs: int = 0
     lr_scale: float = 1.0

@@ -21,7 +21,7 @@ from slimcli.pipeline.state import Network
 from slimcli.pipeline.work import Work
 from slimcli.pruning import masks
 from slimcli.pruning.merging import factors_of, merge
-from slimcli.pruning.stopping import Rule
+from slimcli.pruning.stopping import PER_EPOCH, Rule, allotment
 from slimcli.records import Iteration, Score
 from slimcli.settings import FLOW_STOPS, PruneSettings
 from slimcli.training.engine import seed_everything
@@ -122,13 +122,24 @@ class Turn:
         )
         if self.work.settings.rewind:
             state.network = self.work.origins.start("rewind", network, self.work.settings, 0)
+        state.allotted = self.work.settings.epochs or 0
+        if self.work.settings.stop == "flow":
+            self._allot()
         return self.work.saved("retrain")
+
+    def _allot(self) -> None:
+        """As many epochs as the removal broke of the flow, with what is owed from the ones before."""
+        state, settings = self.work.state, self.work.settings
+        state.moved = self.work.engine.group.broadcast(self.work.watch.moved(state.kept, state.network))
+        per_epoch = PER_EPOCH if settings.epsilon is None else settings.epsilon
+        state.allotted, state.owed = allotment(state.owed + state.moved**2, state.allotted, per_epoch)
+        self.work.note("allotted", iteration=self.work.index, moved=state.moved, epochs=state.allotted, owed=state.owed)
 
     def retrain(self) -> str:
         """Let the survivors recover until the stopping rule says that it is enough."""
         # A rule may end it after any epoch: a schedule over all of them would then be cut off at its highest rate.
         schedule = None if self.work.settings.stop == "epochs" else "constant"
-        self.work.train(self.work.settings.epochs or 0, f"retrain {self.work.index}", schedule=schedule, rule=self._rule())
+        self.work.train(self.work.state.allotted, f"retrain {self.work.index}", schedule=schedule, rule=self._rule())
         return "judge"
 
     def _rule(self) -> Rule:
@@ -147,12 +158,13 @@ class Turn:
             params=network.cost.params,
             top1=score.top1,
             top1_after_surgery=state.top1_after_surgery,
-            epochs=len(state.looks),
+            epochs=sum(look.loss is not None for look in state.looks),
             removed=before - alive,
             seconds=round(self.work.elapsed(), 3),
             remaining=remaining_weights(network, self.work.origins.dense),
-            stopped=bool(state.looks) and self._rule().enough(state.looks),
-            flow_distance=tuple(look.distance for look in state.looks if look.distance is not None),
+            stopped=state.allotted < (self.work.settings.epochs or 0) or self._rule().enough(state.looks),
+            flow_distance=tuple(look.distance for look in state.looks if look.loss is not None and look.distance is not None),
+            flow_moved=state.moved,
             kept=self.work.engine.group.broadcast(score.top1 >= self.work.lowest),
         )
         self.work.note("iteration", **asdict(step))
@@ -204,6 +216,8 @@ def _line(step: Iteration, dense: Score, plan: Plan, network: Network, settings:
         else f" after {step.epochs} epoch(s)" + ("" if step.stopped else f", the rule {settings.stop} not met")
     )
     distance = f", flow distance {step.flow_distance[-1]:.3f}" if step.flow_distance else ""
+    if step.flow_moved is not None:
+        distance = f", flow moved by {step.flow_moved:.3f}"
     size = f"weights {step.remaining:.1%}, " if network.masks is not None else ""
     widths = ",".join(str(group.channels) for group in network.prunable[:6]) + ("..." if len(network.prunable) > 6 else "")
     return (

@@ -13,9 +13,9 @@ from slimcli.networks.cost import count
 from slimcli.pipeline.looks import Watch
 from slimcli.pipeline.origins import Origins
 from slimcli.pipeline.plan import Plan
-from slimcli.pipeline.state import InMemory, State, Store
+from slimcli.pipeline.state import InMemory, Network, State, Store
 from slimcli.pruning import masks
-from slimcli.pruning.stopping import Rule
+from slimcli.pruning.stopping import Look, Rule
 from slimcli.records import Score
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import Engine, Epoch, FitState
@@ -87,11 +87,13 @@ class Work:
         lr: float | None = None,
         rule: Rule | None = None,
     ) -> None:
-        """A training phase: each epoch goes into the norm history, the journal and the state. `rule` may end it early."""
+        """A training phase: each epoch goes into the norm history, the journal and the state. `rule` may end it early, or
+        before it begins.
+        """
         state, network = self.state, self.state.network
         if state.fit is None:
-            state.looks = []
-        elif rule is not None and rule.enough(state.looks):  # a run that goes on may have been about to end the phase
+            state.looks = [] if rule is None else [self._looked(phase, network)]
+        if rule is not None and rule.enough(state.looks):  # a run that goes on may have been about to end the phase
             state.fit = None
             return
 
@@ -102,15 +104,19 @@ class Work:
             state.training_macs += self.data.train.samples * (3 * network.cost.macs + taught)
             state.fit = fit
             if rule is not None:
-                state.looks.append(self.watch.look(network, epoch))
-                if self.settings.stop != "epochs":
-                    self.note("look", phase=phase, index=epoch.index, **asdict(state.looks[-1]))
+                state.looks.append(self._looked(phase, network, epoch))
             self.save()
             return rule is not None and rule.enough(state.looks)
 
         with masks.held(network.model, network.masks or {}):
             self.engine.fit(network.model, self.data.train, epochs, phase, objective, after_epoch, schedule, state.fit, lr)
         state.fit = None
+
+    def _looked(self, phase: str, network: Network, epoch: Epoch | None = None) -> Look:
+        look = self.watch.look(network, epoch)
+        if (look.top1, look.distance) != (None, None):
+            self.note("look", phase=phase, epoch=epoch.index + 1 if epoch else 0, **asdict(look))
+        return look
 
     def elapsed(self) -> float:
         """Seconds spent on this iteration, those before an interruption included."""

@@ -19,7 +19,7 @@ def stopping(result: Result) -> Plot | None:
     if rule == "epochs" or not steps:
         return None
     met = sum(bool(step.get("stopped")) for step in steps)
-    flows = any(step.get("flow_distance") for step in steps)
+    flows = any(step.get("flow_distance") or step.get("flow_moved") is not None for step in steps)
     drift = next((event["distance"] for event in result.of_kind("drift")), None)
     moved = f" An epoch without a removal moves the dense network's flow by {drift:.3f}." if drift is not None else ""
     return Plot(
@@ -27,10 +27,13 @@ def stopping(result: Result) -> Plot | None:
         title="How long each retraining took",
         caption=f"The rule {rule} ended {met} of {plural(len(steps), 'retraining')} before their limit.{moved}",
         description="Bars: the epochs of each iteration's retraining, hatched where the rule was not met; squares: weights left."
-        + (" Below, a line for each iteration: the distance of the flow from the dense network's after each epoch." * flows),
+        + (
+            " Below, for each iteration: a line, the distance of the flow from the dense network's after each epoch, or a bar, "
+            "how far the removal moved it." * flows
+        ),
         size=(9, 5 if flows else 3),
         draw=lambda figure: _draw(figure, steps, flows, drift),
-        head=("iteration", "weights left", "epochs", "rule met", "flow distance after each epoch"),
+        head=("iteration", "weights left", "epochs", "rule met", "flow distance after each epoch", "flow moved by the removal"),
         rows=tuple(
             (
                 str(step["index"]),
@@ -38,6 +41,7 @@ def stopping(result: Result) -> Plot | None:
                 str(step["epochs"]),
                 "yes" if step.get("stopped") else "no",
                 " ".join(f"{distance:.3f}" for distance in step.get("flow_distance") or ()),
+                f"{step['flow_moved']:.3f}" if step.get("flow_moved") is not None else "",
             )
             for step in steps
         ),
@@ -100,6 +104,12 @@ def _draw(figure: Figure, steps: list[JsonDict], flows: bool, drift: float | Non
     if not flows:
         return
     bottom, done = panels[1], 0
+    moved = [(step["index"], step["flow_moved"]) for step in steps if step.get("flow_moved") is not None]
+    if moved:
+        bottom.bar(*zip(*moved, strict=True), color=GREEN, edgecolor=INK, linewidth=0.5)
+        bottom.set(xlabel="iteration", ylabel="flow moved", ylim=(0, None))
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return
     for step in steps:
         distances = step.get("flow_distance") or ()
         points = [(done + number, distance) for number, distance in enumerate(distances, 1)]

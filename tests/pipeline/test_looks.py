@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import slimcli
 from slimcli.errors import ArchError, SettingsError
 from slimcli.networks.cost import layers_of
 from slimcli.pipeline import job
-from slimcli.pipeline.looks import rule_of
-from slimcli.pruning.stopping import AllEpochs, FlowWithin
+from slimcli.pipeline.looks import Watch, rule_of
+from slimcli.pipeline.state import Network
+from slimcli.pruning.stopping import AllEpochs, FlowWithin, Look
 from slimcli.records import JsonDict, Score
 from slimcli.report import page
 from slimcli.report.journal import rebuild
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings
+from slimcli.training.engine import Epoch
 from tests.said import Said
 
 QUICK: dict[str, Any] = {
@@ -53,16 +56,62 @@ def test_the_shares_by_weights_and_by_norms_are_noted_and_shown(tiny_checkpoint:
 
 @pytest.mark.parametrize("stop", ["accuracy", "if", "gf", "flow"])
 @pytest.mark.parametrize("method", ["hbfp", "sap", "random"])
-def test_a_rule_that_is_met_at_once_ends_each_retraining_after_an_epoch(
+def test_a_rule_that_is_met_after_the_removal_takes_no_epoch(
     tiny_checkpoint: Path, tmp_path: Path, method: str, stop: str
 ) -> None:
     easy = {"margin": 100.0} if stop == "accuracy" else {"epsilon": 1e9}
     metrics, journal, said = run(tiny_checkpoint, tmp_path / "run", method=method, stop=stop, epochs=5, **easy)
-    assert [step["epochs"] for step in metrics["iterations"]] == [1, 1]
-    assert all(step["stopped"] for step in metrics["iterations"])
-    assert all(len(step["flow_distance"]) == (stop != "accuracy") for step in metrics["iterations"])
+    assert [step["epochs"] for step in metrics["iterations"]] == [0, 0]
+    assert all(step["stopped"] and step["flow_distance"] == [] for step in metrics["iterations"])
     assert "not met" not in said
-    assert sum(event["event"] == "look" for event in journal) == 2
+    looks = [event for event in journal if event["event"] == "look"]
+    assert [look["epoch"] for look in looks] == ([] if stop == "flow" else [0, 0])
+    assert not any(event["event"] == "epoch" and event["phase"].startswith("retrain") for event in journal)
+
+
+def test_a_rule_ends_a_retraining_as_soon_as_it_is_met(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([10.0, 20.0, 99.0, 10.0, 99.0])
+    original = Watch.look
+
+    def look(self: Watch, network: Network, epoch: Epoch | None = None) -> Look:
+        return replace(original(self, network, epoch), top1=next(accuracies))
+
+    monkeypatch.setattr(Watch, "look", look)
+    metrics, journal, said = run(tiny_checkpoint, tmp_path / "run", method="random", stop="accuracy", margin=2.0, epochs=5)
+    assert [(step["epochs"], step["stopped"]) for step in metrics["iterations"]] == [(2, True), (1, True)]
+    assert [event["epoch"] for event in journal if event["event"] == "look"] == [0, 1, 2, 0, 1]
+    assert "after 2 epoch(s)" in said
+
+
+def test_epochs_are_given_out_for_the_flow_that_a_removal_broke(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"method": "lth", "granularity": "weight", "rewind": False, "stop": "flow", "epsilon": 0.01, "iterations": 3}
+    metrics, journal, said = run(tiny_checkpoint, tmp_path / "run", epochs=50, **settings)
+    owed = 0.0
+    noted = [event for event in journal if event["event"] == "allotted"]
+    for step, event in zip(metrics["iterations"], noted, strict=True):
+        owed += step["flow_moved"] ** 2
+        assert step["epochs"] == event["epochs"] == int(owed / 0.01)
+        owed -= 0.01 * step["epochs"]
+        assert event["owed"] == pytest.approx(owed)
+        assert f"flow moved by {step['flow_moved']:.3f}" in said
+    assert sum(step["epochs"] for step in metrics["iterations"]) > 0
+    assert "flow moved by the removal" in page.write(RunDir(tmp_path / "run")).read_text()
+
+
+def test_a_merge_without_a_loss_breaks_no_flow(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Two filters that are the same: without one of them, what is left of the flow is what it was."""
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    for name in ("conv1.weight", "conv1.bias"):
+        content["state_dict"][name][1::2] = content["state_dict"][name][::2]
+    norms = content["history"]["layers"]["conv1"]
+    norms[:, 1::2] = norms[:, ::2]
+    torch.save(content, tmp_path / "model.pt")
+    settings = {"method": "hbfp", "stop": "flow", "iterations": 1, "tie_epochs": 0, "widths": (10, 50), "amount": "50%"}
+    metrics, _, _ = run(tmp_path / "model.pt", tmp_path / "run", **settings)
+    assert metrics["iterations"][0]["flow_moved"] < 1e-4
+    assert metrics["iterations"][0]["epochs"] == 0
 
 
 @pytest.mark.parametrize("stop", ["accuracy", "if", "gf"])
@@ -83,7 +132,7 @@ def test_a_rule_that_cannot_be_met_ends_at_the_limit_and_says_so(tiny_checkpoint
     assert [(step["epochs"], step["stopped"]) for step in metrics["iterations"]] == [(2, False)]
     assert f"after 2 epoch(s), the rule {stop} not met" in said
     looks = [event for event in journal if event["event"] == "look"]
-    assert [look["index"] for look in looks] == [0, 1]
+    assert [look["epoch"] for look in looks] == [0, 1, 2]
     assert all((look["distance"] is None) == (stop == "accuracy") for look in looks)
     if stop == "if":
         assert {name for look in looks for name, _ in look["furthest"]} <= {"conv1 -> conv2", "conv2 -> fc1", "fc1 -> fc2"}
