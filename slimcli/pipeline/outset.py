@@ -49,7 +49,7 @@ def start(
     if settings.granularity == "weight":
         network.masks = masks.full(network.model)
     state = State(network, network, torch.Generator().manual_seed(settings.seed).get_state())
-    return state, Plan.of(settings, network), Origins(model, groups, data.shape, known)
+    return state, Plan.of(settings, network, data.shape), Origins(model, groups, data.shape, known)
 
 
 def go_on(
@@ -59,4 +59,4 @@ def go_on(
     state = State.from_content(content, model, data.shape)
     groups = found_again(state.kept.groups, surgery.find_groups(model, data.shape, settings.linear))
     dense = Network(model, state.kept.history, groups, count(model, data.shape))
-    return state, Plan.of(settings, dense), Origins(model, groups, data.shape, known)
+    return state, Plan.of(settings, dense, data.shape), Origins(model, groups, data.shape, known)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from slimcli.networks.cost import layers_of
+from slimcli.errors import SettingsError
+from slimcli.networks.cost import count, layers_of
 from slimcli.pipeline.state import Network
-from slimcli.pruning import masks
+from slimcli.pruning import masks, surgery
 from slimcli.pruning.amounts import ADAPTIVE, Adaptive, Amount, Fixed, per_group
+from slimcli.records import NetworkCost
 from slimcli.settings import PruneSettings
+
+_PARTS = 256
+"""How finely the counts of a last iteration are cut, all of them in proportion."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +28,16 @@ class Plan:
     budget: Budget
 
     @classmethod
-    def of(cls, settings: PruneSettings, dense: Network) -> Plan:
+    def of(cls, settings: PruneSettings, dense: Network, input_shape: Sequence[int]) -> Plan:
         """What the settings mean for a network; `SettingsError` where amount or widths do not fit its groups."""
-        s, amount = settings, settings.amount or ""
+        s, amount, budget = settings, settings.amount or "", Budget(settings, dense, input_shape)
         if amount == ADAPTIVE:
             adaptive = Adaptive(s.pq[0], s.pq[1], s.gamma, s.beta, s.eta, s.scope)
-            return cls(adaptive, Budget(settings, dense))
+            return cls(adaptive, budget)
         fixed = Fixed(amount, dense.prunable)
         if dense.masks is not None:
             fixed.weights({})  # refuses counts of filters before anything is written
-        return cls(fixed, Budget(settings, dense))
+        return cls(fixed, budget)
 
     def counts(self, network: Network) -> dict[str, int]:
         """How many channels each group loses now; of a masked network, how many weights each layer."""
@@ -54,18 +61,40 @@ def _weights(network: Network) -> dict[str, Tensor]:
 class Budget:
     """When the run has reached what was asked for, measured against the dense network."""
 
-    def __init__(self, settings: PruneSettings, dense: Network) -> None:
-        self.dense_cost = dense.cost
+    def __init__(self, settings: PruneSettings, dense: Network, input_shape: Sequence[int]) -> None:
+        self.dense_cost, self._input_shape = dense.cost, input_shape
         self._settings = settings
         self._widths = per_group("--widths", settings.widths, dense.prunable) if settings.widths else {}
+        for group in dense.prunable:
+            if (wanted := self._widths.get(group.name, 0)) > group.channels:
+                raise SettingsError(
+                    f"--widths asks for {wanted} channels of {group.name}, which has {group.channels}", "give no more than it has"
+                )
 
     def trim(self, counts: dict[str, int], network: Network) -> dict[str, int]:
-        """The counts, reduced so that no group becomes narrower than its width asked for."""
+        """The counts, reduced so that no group becomes narrower than its width asked for, and that a budget in MACs or parameters
+        is met with the least that meets it, in the proportion of the counts.
+        """
         channels = {group.name: group.channels for group in network.groups}
-        return {
-            name: min(wanted, max(0, channels[name] - self._widths[name])) if self._widths else wanted
-            for name, wanted in counts.items()
-        }
+        if self._widths:
+            counts = {name: min(wanted, max(0, channels[name] - self._widths[name])) for name, wanted in counts.items()}
+        sized = self._settings.macs is not None or self._settings.params is not None
+        if not sized or not self._within_size(self._cost_after(counts, network)):
+            return counts
+        too_few, enough = 0, _PARTS
+        while enough - too_few > 1:
+            parts = (too_few + enough) // 2
+            if self._within_size(self._cost_after(_part(counts, parts), network)):
+                enough = parts
+            else:
+                too_few = parts
+        return _part(counts, enough)
+
+    def _cost_after(self, counts: Mapping[str, int], network: Network) -> NetworkCost:
+        """What the network costs when so many channels of each group, whichever, are gone."""
+        model = copy.deepcopy(network.model)
+        surgery.remove(model, self._input_shape, {name: tuple(range(wanted)) for name, wanted in counts.items()})
+        return count(model, self._input_shape)
 
     def met(self, network: Network, iterations: int) -> bool:
         """Whether the network is as small as asked for, or the iterations are used up; never so without a limit."""
@@ -88,9 +117,16 @@ class Budget:
         return "the budget is met" if self.satisfied(network, iterations) else "the iterations are used up"
 
     def _small_enough(self, network: Network) -> bool:
-        s = self._settings
-        return (
-            (s.macs is None or network.cost.macs <= s.macs * self.dense_cost.macs)
-            and (s.params is None or network.cost.params <= s.params * self.dense_cost.params)
-            and all(group.channels <= self._widths[group.name] for group in network.prunable if self._widths)
+        narrow = all(group.channels <= self._widths[group.name] for group in network.prunable if self._widths)
+        return narrow and self._within_size(network.cost)
+
+    def _within_size(self, cost: NetworkCost) -> bool:
+        s, dense = self._settings, self.dense_cost
+        return (s.macs is None or cost.macs <= s.macs * dense.macs) and (
+            s.params is None or cost.params <= s.params * dense.params
         )
+
+
+def _part(counts: Mapping[str, int], parts: int) -> dict[str, int]:
+    """So many of `_PARTS` parts of each count, rounded up."""
+    return {name: -(-wanted * parts // _PARTS) for name, wanted in counts.items()}
