@@ -12,9 +12,13 @@ import tomli_w
 import torch
 from PIL import Image
 
+from slimcli.networks import resolve
+from slimcli.pipeline.plan import Plan
 from slimcli.pipeline.recipe import run_recipe
 from slimcli.pipeline.steps import read
+from slimcli.pruning import methods
 from slimcli.settings import PruneSettings, TrainSettings
+from tests.shrinking import dense, pruned
 
 MODELS = Path(__file__).parent.parent / "models"
 SMALL = {"epochs": 1, "label_smoothing": 0.0, "lr": 0.01}
@@ -34,6 +38,47 @@ def test_a_recipe_means_something(path: Path, tmp_path: Path, monkeypatch: pytes
         assert step.settings.data_root in (None, str(tmp_path))
 
 
+@pytest.mark.parametrize("path", sorted(MODELS.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_card_has_a_row_for_each_network(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLIM_DATA": "x", "SLIM_WEIGHTS": "x", "NETWORK": "resnet18", "DATA": "cifar10"}.items():
+        monkeypatch.setenv(name, value)
+    if path.stem == "incop-lenet5":
+        monkeypatch.setenv("DATA", "mnist")
+    recipe = read(path)
+    assert recipe.card is not None
+    card = (MODELS / recipe.card["file"]).read_text()
+    names = {step.label for step in recipe.plain if not step.labels.get("hidden")}
+    assert {line.split(" | ")[0].removeprefix("| ") for line in card.splitlines() if line.startswith("| ")} >= names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vgg16-cifar10",
+        "resnet56-cifar10",
+        pytest.param("resnet110-cifar10", marks=pytest.mark.slow),
+        pytest.param("resnet50-imagenet", marks=pytest.mark.slow),
+    ],
+)
+def test_the_operating_points_are_the_paper_s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share of MACs removed is what stands in the paper's table; no group is emptied on the way there."""
+    monkeypatch.setenv("SLIM_DATA", "x")
+    recipe = read(MODELS / f"{name}.toml")
+    shape = (3, 224, 224) if name == "resnet50-imagenet" else (3, 32, 32)
+    trained = recipe.plain[0].settings
+    assert isinstance(trained, TrainSettings)
+    network = dense(resolve.build(trained.arch, 1000 if name == "resnet50-imagenet" else 10, shape), shape)
+    points = {step.label: step for step in recipe.plain if step.label.startswith("hbfp ")}
+    assert list(points) == ["hbfp I", "hbfp II", "hbfp III", "hbfp IV"]
+    for step in points.values():
+        assert isinstance(step.settings, PruneSettings)
+        slim = pruned(network, Plan.of(methods.resolve(step.settings), network, shape), shape)
+        paper = float(step.labels["reference"].split("-")[1].removesuffix(" %"))
+        assert 100 * (1 - slim.cost.macs / network.cost.macs) == pytest.approx(paper, abs=0.5)
+        for before, after in zip(network.prunable, slim.prunable, strict=True):
+            assert after.channels >= before.channels / 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg16-cifar10", "resnet56-cifar10", "resnet110-cifar10", "resnet50-imagenet"])
 def test_a_recipe_for_a_gpu_runs_on_a_small_slice(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +95,8 @@ def test_a_recipe_for_a_gpu_runs_on_a_small_slice(name: str, tmp_path: Path, mon
         content["prune"] = content["prune"][:1]
     for table in content["prune"]:
         table |= slices | {"epochs": 1, "tie_epochs": 1, "final_epochs": 6, "max_drop": 100.0, "deploy": False, "batch_size": 16}
-        del table["macs"]
+        for budget in {"macs", "widths"} & set(table):
+            del table[budget]
         table["iterations"] = 2
     content["train"] = content["train"][:2]
     content["prune"] = [table for table in content["prune"] if table["name"].endswith(" I") or "Fig" in table["name"]]
