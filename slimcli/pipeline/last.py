@@ -24,6 +24,12 @@ class LastRetraining:
             return "accept"
         planned = trials.next(state)
         if state.fit is None:
+            if trials.left_out and not state.trials:
+                left_out = ", ".join(trials.left_out)
+                self.work.note("left_out", starts=trials.left_out)
+                self.work.engine.progress.say(
+                    f"{self.work.settings.final_epochs} epochs do not suffice to start the last retraining from: {left_out} too"
+                )
             state.network = trials.begin(state)
             self.work.engine.group.agree(f"a network to retrain ({planned.start})", checksum(state.network.model))
         annealed = "onecycle" if self.work.settings.schedule == "constant" else None

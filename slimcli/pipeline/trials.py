@@ -32,7 +32,10 @@ class Trials:
 
     def __init__(self, settings: PruneSettings, origins: Origins) -> None:
         self._settings, self._origins = settings, origins
-        self._planned = planned_for(settings, fresh=origins.known.build is not None)
+        fresh = origins.known.build is not None
+        self._planned = planned_for(settings, fresh)
+        self.left_out = _starts(settings, fresh)[0][max(1, sum(each.start != BEST for each in self._planned)) :]
+        """The starts for which the epochs do not suffice."""
 
     @property
     def several(self) -> bool:
@@ -85,22 +88,27 @@ def planned_for(settings: PruneSettings, fresh: bool) -> list[Planned]:
     """The trials in their order; `fresh` says whether new weights can be drawn.
 
     `auto` tries fine-tuning, rewinding and several fresh draws (tiny networks depend much on the draw) over half of the epochs,
-    `fresh` with several `draws` those over a third; the best of them gets the rest. Fewer where the epochs do not suffice.
+    `fresh` with several `draws` those over a third; the best of them gets the rest. The last ones are left out where the epochs
+    do not suffice.
     """
-    epochs, wanted = settings.final_epochs, settings.final or "finetune"
-    if not epochs:
-        return []
+    epochs = settings.final_epochs
+    starts, share = _starts(settings, fresh)
+    affordable = starts[: epochs // share]
+    if len(affordable) < 2:
+        return [Planned(starts[0], epochs)] if epochs else []
+    each = epochs // (share * len(affordable))
+    return [*(Planned(start, each) for start in affordable), Planned(BEST, epochs - each * len(affordable))]
+
+
+def _starts(settings: PruneSettings, fresh: bool) -> tuple[list[str], int]:
+    """The starts that are wanted, what promises most first, and the part of the epochs, one over it, that they may take."""
+    wanted = settings.final or "finetune"
     if wanted == "auto":
-        starts, share = ["finetune", "rewind", *["fresh"] * ((settings.draws or DRAWS) if fresh else 0)], 2
-    elif wanted == "fresh" and (settings.draws or 1) > 1:
-        starts, share = ["fresh"] * (settings.draws or 1), 3
-    else:
-        return [Planned(wanted, epochs)]
-    starts = starts[: epochs // share]
-    if len(starts) < 2:
-        return [Planned("finetune" if wanted == "auto" else wanted, epochs)]
-    each = epochs // (share * len(starts))
-    return [*(Planned(start, each) for start in starts), Planned(BEST, epochs - each * len(starts))]
+        draws = (settings.draws or DRAWS) if fresh else 0
+        return ["finetune", *["fresh"][:draws], "rewind", *["fresh"] * (draws - 1)], 2
+    if wanted == "fresh" and (settings.draws or 1) > 1:
+        return ["fresh"] * (settings.draws or 1), 3
+    return [wanted], 1
 
 
 def _is_better(score: Score, leading: Trial, continued: bool) -> bool:

@@ -34,7 +34,6 @@ METHODS = {
         "pairs whose norms ran alike over the training history, tied in their weights and merged",
         penalty="weights",
         merge=True,
-        final="auto",
         distill=True,
     ),
     "hbfp-paper": Method(
@@ -48,8 +47,8 @@ METHODS = {
     "sap": Method("magnitude", "as many of the smallest as the PQ-index of the weights allows", "pq", tie_epochs=0),
     "incop-if": Method("magnitude", "sap, retrained until information flow is back where it was", "pq", "if", tie_epochs=0),
     "incop-gf": Method("magnitude", "sap, retrained until gradient flow is back where it was", "pq", "gf", tie_epochs=0),
-    "l1": Method("l1", "the filters with the least l1-norm (a control)", final="auto", distill=True),
-    "random": Method("random", "filters drawn at random (a control)", final="auto", distill=True),
+    "l1": Method("l1", "the filters with the least l1-norm (a control)", distill=True),
+    "random": Method("random", "filters drawn at random (a control)", distill=True),
 }
 CRITERIA_NAMES = ("history", "random-pairs", "magnitude", "l1", "random")
 _PAIRING = ("history", "random-pairs")

@@ -76,7 +76,7 @@ def test_every_start_ends_in_the_found_shape_and_says_what_it_did(
     noise = 100 * (chosen["top1"] / 100 * (1 - chosen["top1"] / 100) / metrics["held_out"]["slim"]["samples"]) ** 0.5
     assert chosen["top1"] >= max(trial["top1"] for trial in trials) - 2 * noise
     if final == "auto":
-        assert [trial["start"] for trial in trials[:3]] == ["finetune", "rewind", "fresh"]
+        assert [trial["start"] for trial in trials[:3]] == ["finetune", "fresh", "rewind"]
         assert [trial["epochs"] for trial in trials] == [1, 1, 1, 3]
         assert trials[3]["continued"]
     saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
@@ -108,7 +108,7 @@ def test_a_retraining_alone_falls_short_of_nothing(tiny_checkpoint: Path, tmp_pa
     assert job.run(settings, tmp_path / "run").shortfall == ""  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("lost", "chosen"), [(["fresh"], {"finetune", "rewind"}), (["finetune", "rewind", "fresh"], {None})])
+@pytest.mark.parametrize(("lost", "chosen"), [(["fresh"], {"finetune", "rewind"}), (["finetune", "fresh", "rewind"], {None})])
 def test_a_start_whose_loss_is_lost_is_given_up_and_the_others_go_on(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: list[str], chosen: set[str | None]
 ) -> None:

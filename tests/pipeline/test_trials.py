@@ -27,7 +27,7 @@ def test_all_trials_together_take_the_epochs_that_were_given(final: str, epochs:
     planned = planned_for(PruneSettings(final=final, final_epochs=epochs, draws=draws), fresh)
     assert sum(each.epochs for each in planned) == epochs
     assert all(each.epochs > 0 for each in planned)
-    if final == "auto" and epochs >= 6:
+    if final == "auto" and epochs >= 4:
         assert ("fresh" in {each.start for each in planned}) == fresh
         assert planned[-1].start == "best"
 
@@ -36,13 +36,29 @@ def test_several_fresh_draws_are_tried_and_the_best_goes_on() -> None:
     planned = planned_for(PruneSettings(final="fresh", final_epochs=48, draws=4), fresh=True)
     assert [(each.start, each.epochs) for each in planned] == [("fresh", 4)] * 4 + [("best", 32)]
     planned = planned_for(PruneSettings(final="auto", final_epochs=40, draws=2), fresh=True)
-    assert [each.start for each in planned] == ["finetune", "rewind", "fresh", "fresh", "best"]
+    assert [each.start for each in planned] == ["finetune", "fresh", "rewind", "fresh", "best"]
 
 
-def trials_and_state(epochs: int) -> tuple[Trials, State]:
+@pytest.mark.parametrize(
+    ("final", "epochs", "left_out"),
+    [
+        ("auto", 10, []),
+        ("auto", 5, ["rewind", "fresh", "fresh"]),
+        ("auto", 3, ["fresh", "rewind", "fresh", "fresh"]),
+        ("fresh", 5, ["fresh", "fresh", "fresh"]),
+        ("finetune", 1, []),
+        ("finetune", 0, []),
+    ],
+)
+def test_starts_that_the_epochs_do_not_suffice_for_are_named(final: str, epochs: int, left_out: list[str]) -> None:
+    trials, _ = trials_and_state(epochs, final=final, draws=4 if final == "fresh" else None)
+    assert trials.left_out == left_out
+
+
+def trials_and_state(epochs: int, final: str = "auto", draws: int | None = None) -> tuple[Trials, State]:
     model = resolve.build("lenet5", 10, SHAPE).eval()
     groups = tuple(surgery.find_groups(model, SHAPE))
-    settings = PruneSettings(final="auto", final_epochs=epochs)
+    settings = PruneSettings(final=final, final_epochs=epochs, draws=draws)
     network = Network(model, NormHistory(norm=settings.norm), groups, count(model, SHAPE))
     known = Known(build=lambda: resolve.build("lenet5", 10, SHAPE))
     return Trials(settings, Origins(model, groups, SHAPE, known)), State(network, network, torch.Generator().get_state())
@@ -81,7 +97,7 @@ def test_the_best_on_held_out_images_is_kept(scores: list[Any], chosen: int | No
 
 def test_going_on_names_the_start_that_it_goes_on_from() -> None:
     state = play([(90.0, 0.3), (95.0, 0.2), (91.0, 0.2), (92.0, 0.3), (93.0, 0.3), (96.0, 0.1)])
-    assert (state.trials[-1].start, state.trials[-1].continued) == ("rewind", True)
+    assert (state.trials[-1].start, state.trials[-1].continued) == ("fresh", True)
 
 
 def test_every_fresh_draw_is_another_one() -> None:
