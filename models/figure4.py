@@ -21,7 +21,7 @@ from slimcli.rundir import RunDir
 
 ARMS = {
     "history pairs, tied in weights, merged": ("weights tied, merged", BLUE, "o"),
-    "norms tied (the paper's tie)": ("norms tied (the paper)", VERMILLION, "s"),
+    "norms tied by the exponential": ("norms tied (the paper's penalty)", VERMILLION, "s"),
     "pairs neither tied nor merged": ("not tied", ORANGE, "^"),
     "l1": ("l1 selection", GREEN, "v"),
 }
@@ -44,7 +44,7 @@ def main(run: Path, target: Path) -> None:
             axes.set_xlabel("MACs left, %")
             axes.grid(alpha=0.3)
         after.invert_xaxis()
-        retrained.legend(frameon=False, loc="lower left")
+        figure.legend(*after.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
         figure.savefig(path := target.with_suffix(".part.svg"), format="svg", metadata={"Date": None})
     write_atomically(target, path.read_bytes())
     path.unlink()

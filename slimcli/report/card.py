@@ -54,6 +54,8 @@ def _table(steps: Sequence[JsonDict]) -> list[str]:
     columns: dict[str, list[str]] = {"network": list(rows)}
     columns["filters"] = [_same(_filters(step, steps) for step in repeats) for repeats in rows.values()]
     columns["test error %"] = [_spread([100 - _side(step)["top1"] for step in repeats], 2) for repeats in rows.values()]
+    columns["held-out error %"] = [_held_out(repeats) for repeats in rows.values()]
+    columns["after a removal %"] = [_after_removals(repeats) for repeats in rows.values()]
     columns["reference"] = [str(repeats[0].get("reference", "")) for repeats in rows.values()]
     columns["last retraining from"] = [_starts(repeats) for repeats in rows.values()]
     columns["MACs (Eq. 1-3)"] = [_macs(repeats, steps) for repeats in rows.values()]
@@ -81,6 +83,22 @@ def _spread(values: Sequence[float], digits: int, deviation: bool = True) -> str
 def _side(step: JsonDict) -> JsonDict:
     side: JsonDict = step["metrics"].get("slim", step["metrics"]["dense"])
     return side
+
+
+def _held_out(repeats: Sequence[JsonDict]) -> str:
+    """On the images that choices were made on, of a network that was pruned."""
+    scores = [step["metrics"]["held_out"]["slim"] for step in repeats if "slim" in step["metrics"]]
+    return _spread([100 - score["top1"] for score in scores], 2) if scores else ""
+
+
+def _after_removals(repeats: Sequence[JsonDict]) -> str:
+    """The held-out error right after a removal, before retraining; mean over the removals."""
+    means = [
+        100 - statistics.mean(turn["top1_after_surgery"] for turn in step["metrics"]["iterations"])
+        for step in repeats
+        if step["metrics"].get("iterations")
+    ]
+    return _spread(means, 1) if means else ""
 
 
 def _starts(repeats: Sequence[JsonDict]) -> str:
