@@ -177,8 +177,8 @@ Merge = Annotated[
 Final = Annotated[
     str | None,
     typer.Option(
-        help="Where the last retraining starts: finetune, rewind (first weights), fresh (the shape alone), or auto: try "
-        "each over half of the epochs, go on with the best on the held-out split.",
+        help="Where the last retraining starts: finetune, rewind (first weights; a foreign checkpoint has its present ones), "
+        "fresh (the shape alone), or auto: try each over half of the epochs, go on with the best on the held-out split.",
         show_default="the method's",
         rich_help_panel=_TRAIN,
     ),
@@ -259,14 +259,18 @@ FlowDistance = Annotated[
     str, typer.Option(help="Of a flow from the dense network's: relative, absolute or cosine.", rich_help_panel=_PARTS)
 ]
 FlowSamples = Annotated[int, typer.Option(help="Training images that a flow is measured on.", rich_help_panel=_PARTS)]
-Lambda = Annotated[float, typer.Option("--lambda", help="Weight of the penalty.", rich_help_panel=_PARTS)]
+Lambda = Annotated[float, typer.Option("--lambda", help="Weight of a penalty on norms (tie, exp).", rich_help_panel=_PARTS)]
 Distance = Annotated[str, typer.Option(help="Of norm histories: l1, l2 or cosine.", rich_help_panel=_PARTS)]
 Window = Annotated[int | None, typer.Option(help="Only the last so many epochs of the history count.", rich_help_panel=_PARTS)]
 Linear = Annotated[bool, typer.Option("--linear", help="Hidden linear layers lose neurons too.", rich_help_panel=_PARTS)]
 ObserveEpochs = Annotated[int, typer.Option(help="Observed first where there is no history.", rich_help_panel=_TRAIN)]
 TieEpochs = Annotated[
     int | None,
-    typer.Option(help="With the penalty, before each removal.", show_default="the method's: 1 or 0", rich_help_panel=_TRAIN),
+    typer.Option(
+        help="Before each removal, while chosen pairs are pulled together.",
+        show_default="the method's: 1 or 0",
+        rich_help_panel=_TRAIN,
+    ),
 ]
 Epochs = Annotated[
     int | None,

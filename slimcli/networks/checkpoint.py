@@ -171,7 +171,8 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
             f"{path} is in the tar format of PyTorch before 0.4, which cannot be read safely",
             "save its state_dict() again with a current PyTorch",
         )
-    if isinstance(error, pickle.UnpicklingError) and ("Unsupported" in text or "GLOBAL" in text):
+    begins = path.read_bytes()[:1] if path.is_file() else b""
+    if isinstance(error, pickle.UnpicklingError) and begins in (b"P", b"\x80") and ("Unsupported" in text or "GLOBAL" in text):
         what = text.partition("GLOBAL ")[2].split(" ")[0] or "Python objects"
         return CheckpointError(
             f"{path} holds pickled code ({what}), and none of it was run",

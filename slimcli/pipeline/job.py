@@ -72,11 +72,11 @@ def _teacher(settings: PruneSettings, subject: Subject, run: RunDir | None = Non
         return None
     path = str(run.teacher) if run is not None and run.teacher.exists() else settings.teacher
     try:
-        teacher = checkpoint.load(path)
+        teacher = checkpoint.load(path, trust_pickle=settings.trust_pickle)
     except (ArchError, CheckpointError):
         if settings.arch is None:
             raise
-        teacher = checkpoint.load(path, settings.arch, input_shape=subject.checkpoint.input_shape)
+        teacher = checkpoint.load(path, settings.arch, settings.trust_pickle, subject.checkpoint.input_shape)
     check_takes(teacher.build().to(next(subject.model.parameters()).device), subject.data, path)
     return teacher
 

@@ -51,10 +51,11 @@ def run_recipe(
 ) -> RecipeResult | None:
     """Carry out the recipe: one step without a card directly in the run folder; else in `train/`, `prune-1/`, ... below it.
 
-    `changes` are settings of how and where to compute, for every step. Up to `jobs` steps that do not wait for each other
-    are carried out side by side, each in a process with its share of the cores. All settings and folders are checked before the
-    first step. Raises an `InputError`, or what a step raises. None in a process that only helps process 0. A recipe is
-    trusted like a Makefile: it may name code (`arch = "file.py:build"`, `trust_pickle = true`), so read one before you run it.
+    `changes` are settings of how and where to compute, for every step. With `seeds` instead of its own the card goes into the run
+    folder. Up to `jobs` steps that do not wait for each other are carried out side by side, each in a process with its share of
+    the cores. All settings and folders are checked before the first step. Raises an `InputError`, or what a step raises. None in
+    a process that only helps process 0. A recipe is trusted like a Makefile: it may name code (`arch = "file.py:build"`,
+    `trust_pickle = true`), so read one before you run it.
     """
     progress = progress or Progress()
     recipe = read(path, seeds).changed(changes or {})
@@ -63,6 +64,8 @@ def run_recipe(
     if recipe.several and out is None and processes.world() > 1:
         raise SettingsError("several processes need to know the run folder before it is there", "name it with -o")
     folder = out or _default_folder(recipe)
+    if seeds is not None and recipe.card is not None:  # beside the recipe stands the card of its own seeds
+        recipe = replace(recipe, path=folder / recipe.path.name)
     if processes.is_main():
         for step in recipe.steps:
             RunDir(recipe.folder_of(step, folder)).check_free(overwrite)
@@ -244,9 +247,9 @@ class _Steps:
         like = self._step(step.like)
         epochs = self._total(like, "epochs")
         if step.labels["match"] == "compute":
-            metrics, dense = self._metrics(like), self._metrics(self.recipe.steps[0])
+            network, dense = self._metrics(like), self._metrics(self.recipe.steps[0])
             images = dense["training_macs"] / (3 * dense["epochs"] * dense["dense"]["macs"])
-            epochs = round(self._total(like, "training_macs") / (3 * metrics["slim"]["macs"] * images))
+            epochs = round(self._total(like, "training_macs") / (3 * (network.get("slim") or network["dense"])["macs"] * images))
         return replace(settings, epochs=min(epochs, step.labels.get("at_most", epochs)))
 
     def _total(self, step: Step, what: str) -> int:

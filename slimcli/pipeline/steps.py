@@ -149,8 +149,11 @@ def read(path: Path, seeds: Sequence[int] | None = None) -> Recipe:
     if not isinstance(content.get("card", {}), dict):
         raise SettingsError(f"{path}: {content['card']!r} stands where a table is wanted", "write [card]")
     folders = ["train", *(f"train-{number}" for number in range(2, len(trains) + 1))]
-    first, others = list(zip(folders, trains, strict=False))[:1], list(zip(folders, trains, strict=False))[1:]
-    tables = [*first, *((f"prune-{number}", table) for number, table in enumerate(prunes, start=1)), *others]
+    trained = list(zip(folders, trains, strict=False))
+    pruned = [(f"prune-{number}", table) for number, table in enumerate(prunes, start=1)]
+    later = {name for folder, table in pruned for name in (folder, table.get("name")) if isinstance(name, str)}
+    first = 0 if trains and str(trains[0].get("like")) in later else 1
+    tables = [*trained[:first], *pruned, *trained[first:]]
     if not tables:
         raise SettingsError(f"{path} has nothing to do", "it needs a table [train] or [[prune]]")
     steps: list[Step] = []

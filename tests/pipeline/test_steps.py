@@ -77,6 +77,11 @@ def test_what_is_written_down_means_the_same(tmp_path: Path, monkeypatch: pytest
     assert {step.seed for step in one.steps} == {9}
 
 
+def test_a_control_comes_after_a_pruning_that_begins_with_a_checkpoint(tmp_path: Path) -> None:
+    content = {"train": {"like": "I", "match": "epochs", **TRAIN}, "prune": {"name": "I", "model": "x.pt", **PRUNE}}
+    assert [step.folder for step in read(write(tmp_path / "r.toml", content)).steps] == ["prune-1", "train"]
+
+
 def test_what_every_step_says_is_said_once(tmp_path: Path) -> None:
     own = {"train": {"train_samples", "epochs"}, "prune": set(PRUNE) - {"distill"}}
     content = CONTENT | {"every": {"train": {"train_samples": 200, "epochs": 9}, "prune": PRUNE}}
@@ -114,7 +119,7 @@ def test_what_every_step_says_is_said_once(tmp_path: Path) -> None:
         ({"prune": [{"name": "I", "seeds": [3], **PRUNE}, {"name": "II", "from": "I", **PRUNE}]}, "seeds"),
         ({"train": [{"name": "dense", **TRAIN}, {"like": "I", "match": "epochs", "at_most": 0, **TRAIN}]}, "at_most"),
         ({"train": [{"name": "dense", "like": 5, **TRAIN}]}, "like"),
-        ({"train": [{"name": "dense", "like": "I", **TRAIN}]}, "no file and no step"),
+        ({"train": [{"name": "dense", "like": "I", **TRAIN}]}, "no step before it"),
     ],
     ids=str,
 )
@@ -154,6 +159,27 @@ def test_compute_is_what_training_multiplied(whole: Path) -> None:
     assert slim["training_macs"] == samples * 3 * (slim["dense"]["macs"] + 2 * slim["slim"]["macs"])
     taught = metrics(whole, "seed-3-prune-4")
     assert taught["training_macs"] == samples * (3 * taught["slim"]["macs"] + dense["dense"]["macs"])
+
+
+def test_compute_can_match_a_network_that_was_only_trained(tmp_path: Path) -> None:
+    trains = [
+        {"name": "dense", **TRAIN, "epochs": 1},
+        {"name": "again", "like": "dense", "match": "compute", **TRAIN},
+    ]
+    result = run_recipe(write(tmp_path / "r.toml", {"train": trains}), tmp_path / "out")
+    assert result is not None
+    assert [step["metrics"]["epochs"] for step in result.steps] == [1, 1]
+
+
+def test_the_card_of_other_seeds_leaves_that_of_the_recipe_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.toml", {"seeds": [1, 2], "card": {"file": "card.md"}, "train": {**TRAIN, "epochs": 1}})
+    result = run_recipe(path, tmp_path / "out", seeds=[3])
+    assert result is not None
+    assert result.card == tmp_path / "out" / "card.md"
+    again = resume_recipe(tmp_path / "out")
+    assert again is not None
+    assert again.card == result.card
+    assert not (tmp_path / "card.md").exists()
 
 
 def test_the_card_has_one_row_a_step_with_means_over_the_seeds(whole: Path) -> None:
