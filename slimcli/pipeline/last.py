@@ -25,10 +25,10 @@ class LastRetraining:
         planned = trials.next(state)
         if state.fit is None:
             if trials.left_out and not state.trials:
-                left_out = ", ".join(trials.left_out)
                 self.work.note("left_out", starts=trials.left_out)
                 self.work.engine.progress.say(
-                    f"{self.work.settings.final_epochs} epochs do not suffice to start the last retraining from: {left_out} too"
+                    f"--final-epochs {self.work.settings.final_epochs} is too few for {len(trials.left_out)} of the starts "
+                    f"({', '.join(trials.left_out)}); {trials.wanted} would do for all"
                 )
             state.network = trials.begin(state)
             self.work.engine.group.agree(f"a network to retrain ({planned.start})", checksum(state.network.model))
@@ -44,11 +44,10 @@ class LastRetraining:
         )
         trial = self.trials.judge(self.work.state, score)
         self.work.note("trial", **asdict(trial))
-        if self.trials.several:
-            self.work.engine.progress.say(
-                f"last retraining ({trial.start}{', continued' * trial.continued}, {trial.epochs} epochs): "
-                f"held-out top-1 {score.top1:.2f}, loss {score.loss:.4f}"
-            )
+        self.work.engine.progress.say(
+            f"last retraining ({trial.start}{', continued' * trial.continued}, {trial.epochs} epochs"
+            f"{', taught' * (self.work.teacher is not None)}): held-out top-1 {score.top1:.2f}, loss {score.loss:.4f}"
+        )
         return self.work.saved("final")
 
     def accept(self) -> str:
@@ -60,6 +59,11 @@ class LastRetraining:
             state.network = state.kept
             state.trials = [replace(trial, chosen=False) for trial in state.trials]
             state.reason += "; the last retraining lost accuracy and was taken back"
+            lost = f"{state.held_out.top1:.2f} is below the allowed {self.work.lowest:.2f}"
             state.held_out = self.work.engine.evaluate(state.network.model, self.work.data.held_out)
+            self.work.engine.progress.say(
+                f"the last retraining is taken back, its held-out top-1 {lost}; kept is the network before it "
+                f"({state.held_out.top1:.2f})"
+            )
         state.kept, state.best = state.network, None
         return self.work.saved(DONE)

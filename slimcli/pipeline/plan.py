@@ -16,6 +16,9 @@ from slimcli.pruning.amounts import ADAPTIVE, Adaptive, Amount, Fixed, per_group
 from slimcli.records import NetworkCost
 from slimcli.settings import PruneSettings
 
+NONE_LEFT, ITERATIONS_USED_UP = "no group can lose another channel", "the iterations are used up"
+"""Why a loop may end before its budget is met, beside the accuracy that is lost."""
+
 _PARTS = 256
 """How finely the counts of a last iteration are cut, all of them in proportion."""
 
@@ -31,6 +34,7 @@ class Plan:
     def of(cls, settings: PruneSettings, dense: Network, input_shape: Sequence[int]) -> Plan:
         """What the settings mean for a network; `SettingsError` where amount or widths do not fit its groups."""
         s, amount, budget = settings, settings.amount or "", Budget(settings, dense, input_shape)
+        budget.check_possible(dense)
         if amount == ADAPTIVE:
             adaptive = Adaptive(s.pq[0], s.pq[1], s.gamma, s.beta, s.eta, s.scope)
             return cls(adaptive, budget)
@@ -71,9 +75,23 @@ class Budget:
                     f"--widths asks for {wanted} channels of {group.name}, which has {group.channels}", "give no more than it has"
                 )
 
+    def check_possible(self, dense: Network) -> None:
+        """Raise `SettingsError` where not even one channel in every group would meet a budget in MACs or parameters."""
+        asked = {key: share for key in ("macs", "params") if (share := getattr(self._settings, key)) is not None}
+        if not asked:
+            return
+        least = self._cost_after({group.name: group.channels - 1 for group in dense.prunable}, dense)
+        for key, share in asked.items():
+            smallest = getattr(least, key) / getattr(self.dense_cost, key)
+            if smallest > share:
+                raise SettingsError(
+                    f"--{key} {share:g} is out of reach: with one channel left in every prunable group it is {smallest:.4f}",
+                    "ask for more than that (--linear lets hidden linear layers shrink too)",
+                )
+
     def trim(self, counts: dict[str, int], network: Network) -> dict[str, int]:
         """The counts, reduced so that no group becomes narrower than its width asked for, and that a budget in MACs or parameters
-        is met with the least that meets it, in the proportion of the counts.
+        is met with the least that meets it: in the proportion of the counts, and no filter more of any group.
         """
         channels = {group.name: group.channels for group in network.groups}
         if self._widths:
@@ -88,7 +106,12 @@ class Budget:
                 enough = parts
             else:
                 too_few = parts
-        return _part(counts, enough)
+        counts = _part(counts, enough)
+        for name, wanted in counts.items():
+            fewer = {**counts, name: wanted - 1}
+            if wanted and self._within_size(self._cost_after(fewer, network)):
+                counts = fewer
+        return counts
 
     def _cost_after(self, counts: Mapping[str, int], network: Network) -> NetworkCost:
         """What the network costs when so many channels of each group, whichever, are gone."""
@@ -113,8 +136,8 @@ class Budget:
     def ending(self, network: Network, iterations: int) -> str:
         """Why the loop ends here, for the report."""
         if not self.met(network, iterations):
-            return "no group can lose another channel"
-        return "the budget is met" if self.satisfied(network, iterations) else "the iterations are used up"
+            return NONE_LEFT
+        return "the budget is met" if self.satisfied(network, iterations) else ITERATIONS_USED_UP
 
     def _small_enough(self, network: Network) -> bool:
         narrow = all(group.channels <= self._widths[group.name] for group in network.prunable if self._widths)

@@ -67,6 +67,7 @@ def run_recipe(
     if seeds is not None and recipe.card is not None:  # beside the recipe stands the card of its own seeds
         recipe = replace(recipe, path=folder / recipe.path.name)
     if processes.is_main():
+        RunDir(folder).check_free(overwrite)
         for step in recipe.steps:
             RunDir(recipe.folder_of(step, folder)).check_free(overwrite)
         if out is None and recipe.several:

@@ -141,7 +141,9 @@ def read(path: Path, seeds: Sequence[int] | None = None) -> Recipe:
     try:
         content = _expand(tomllib.loads(path.read_text()), path)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is no TOML file: {error}", "mend that line") from error
+        mixed = "Cannot overwrite a value" in str(error) or "Cannot mutate" in str(error)
+        way_out = "write [[train]] and [[prune]] where there are several of a kind" if mixed else "mend that line"
+        raise SettingsError(f"{path} is no TOML file: {error}", way_out) from error
     for table in content:
         if table not in _TABLES:
             raise SettingsError(f"{path} has an unknown table [{table}]", suggest(table, _TABLES))

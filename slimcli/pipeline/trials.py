@@ -34,8 +34,11 @@ class Trials:
         self._settings, self._origins = settings, origins
         fresh = origins.known.build is not None
         self._planned = planned_for(settings, fresh)
-        self.left_out = _starts(settings, fresh)[0][max(1, sum(each.start != BEST for each in self._planned)) :]
+        starts, share = _starts(settings, fresh)
+        self.left_out = starts[max(1, sum(each.start != BEST for each in self._planned)) :]
         """The starts for which the epochs do not suffice."""
+        self.wanted = len(starts) * share
+        """How many epochs would suffice for all of them."""
 
     @property
     def several(self) -> bool:

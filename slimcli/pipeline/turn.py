@@ -21,7 +21,7 @@ from slimcli.pipeline.state import Network
 from slimcli.pipeline.work import Work
 from slimcli.pruning import masks
 from slimcli.pruning.merging import factors_of, merge
-from slimcli.pruning.stopping import PER_EPOCH, Rule, allotment
+from slimcli.pruning.stopping import PER_EPOCH, FlowWithin, Rule, allotment
 from slimcli.records import Iteration, Score
 from slimcli.settings import FLOW_STOPS, PruneSettings
 from slimcli.training.engine import seed_everything
@@ -168,7 +168,9 @@ class Turn:
             kept=self.work.engine.group.broadcast(score.top1 >= self.work.lowest),
         )
         self.work.note("iteration", **asdict(step))
-        self.work.engine.progress.say(_line(step, self.work.dense_score, self.work.plan, network, self.work.settings))
+        self.work.engine.progress.say(
+            _line(step, self.work.dense_score, self.work.plan, network, self.work.settings) + self._flows(step) + _verdict(step)
+        )
         state.iterations.append(step)
         state.looks = []
         if step.kept:
@@ -177,6 +179,15 @@ class Turn:
         state.network = state.kept
         state.reason = f"iteration {step.index} lost more than the allowed {self.work.settings.max_drop:g} points"
         return self.work.saved(self._after_the_loop)
+
+    def _flows(self, step: Iteration) -> str:
+        """What the rule went by, where it went by a flow."""
+        rule = self._rule()
+        if isinstance(rule, FlowWithin) and step.flow_distance:
+            return f", flow distance {step.flow_distance[-1]:.3f} where {rule.epsilon:.3f} is asked for"
+        if step.flow_moved is not None:
+            return f", {step.flow_moved**2:.0%} of the flow broken and {self.work.state.owed:.0%} carried over"
+        return ""
 
     @property
     def _after_the_loop(self) -> str:
@@ -213,16 +224,16 @@ def _line(step: Iteration, dense: Score, plan: Plan, network: Network, settings:
     epochs = (
         ""
         if settings.stop == "epochs"
-        else f" after {step.epochs} epoch(s)" + ("" if step.stopped else f", the rule {settings.stop} not met")
+        else f" after {step.epochs} epoch(s)" + ("" if step.stopped else f", --stop {settings.stop} not met")
     )
-    distance = f", flow distance {step.flow_distance[-1]:.3f}" if step.flow_distance else ""
-    if step.flow_moved is not None:
-        distance = f", flow moved by {step.flow_moved:.3f}"
     size = f"weights {step.remaining:.1%}, " if network.masks is not None else ""
     widths = ",".join(str(group.channels) for group in network.prunable[:6]) + ("..." if len(network.prunable) > 6 else "")
     return (
         f"iteration {step.index}: {size}MACs {step.macs / cost.macs:.1%}, parameters {step.params / cost.params:.1%}, "
         f"held-out top-1 {step.top1:.2f} ({step.top1 - dense.top1:+.2f}; {step.top1_after_surgery:.2f} right after surgery)"
-        f"{epochs}{distance}, widths {widths}, {step.seconds:.1f} s"
-        + ("" if step.kept else " - beyond the allowed drop, taken back")
+        f"{epochs}, widths {widths}, {step.seconds:.1f} s"
     )
+
+
+def _verdict(step: Iteration) -> str:
+    return "" if step.kept else " - beyond the allowed drop, taken back"

@@ -80,6 +80,8 @@ def resolve(settings: PruneSettings) -> PruneSettings:
     distill = settings.distill
     if distill is None:  # where nothing is removed, the dense network could only teach itself
         distill = method.distill and (settings.iterations != 0 or settings.teacher is not None)
+    if settings.teacher is not None and not distill:
+        raise SettingsError(f"--teacher goes with --distill, which {settings.method} leaves out", "add --distill")
     resolved = replace(
         settings,
         criterion=criterion,
@@ -93,8 +95,6 @@ def resolve(settings: PruneSettings) -> PruneSettings:
         final=settings.final or method.final,
         distill=distill,
     )
-    if resolved.teacher is not None and not resolved.distill:
-        raise SettingsError(f"--teacher goes with --distill, which {settings.method} leaves out", "add --distill")
     _check_granularity(resolved)
     return resolved
 

@@ -67,7 +67,7 @@ def _table(steps: Sequence[JsonDict]) -> list[str]:
     ]
     columns["minutes"] = [_spread([step["seconds"] / 60 for step in repeats], 1, False) for repeats in rows.values()]
     columns["p50 ms (dense)"] = [_latency(repeats[0]["metrics"]) for repeats in rows.values()]
-    columns["fell short"] = ["yes" if any(step["shortfall"] for step in repeats) else "" for repeats in rows.values()]
+    columns["fell short"] = [_fell_short(repeats) for repeats in rows.values()]
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     lines = [list(shown), ["---"] * len(shown), *map(list, zip(*shown.values(), strict=True))]
     return ["| " + " | ".join(line) + " |" for line in lines]
@@ -76,7 +76,7 @@ def _table(steps: Sequence[JsonDict]) -> list[str]:
 def _spread(values: Sequence[float], digits: int, deviation: bool = True) -> str:
     mean = f"{statistics.mean(values):,.{digits}f}"
     return (
-        mean if len(values) < 2 or not deviation or len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+        mean if len(values) < 2 or not deviation or len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):,.{digits}f}"
     )
 
 
@@ -123,6 +123,13 @@ def _same(cells: Iterable[str]) -> str:
     """The cell that all seeds share; where they differ, that they do."""
     found = set(cells)
     return found.pop() if len(found) == 1 else "differ"
+
+
+def _fell_short(repeats: Sequence[JsonDict]) -> str:
+    """Which seeds: their networks are others than the row says."""
+    short = [step.get("seed") for step in repeats if step["shortfall"]]
+    named = [str(seed) for seed in short if seed is not None]
+    return f"seed {', '.join(named)}" if named and len(short) < len(repeats) else "yes" if short else ""
 
 
 def _latency(metrics: JsonDict) -> str:

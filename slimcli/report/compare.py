@@ -130,11 +130,15 @@ def _draw_courses(figure: Figure, results: Sequence[Result]) -> None:
             line(axes, points, result.name if axes is panels[0, 0] else "", color=color, marker=marker, markersize=4, linewidth=1)
         axes.set(xlabel="iteration", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if key == "epochs":
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_ylim(0, None)
     bars = panels[1, 1]
     for place, (result, color) in enumerate(zip(results, cycle(COLORS), strict=False)):
         minutes = sum(step.get("seconds", 0) for step in result.iterations) / 60
         bars.barh(place, minutes, color=color)
-        bars.annotate(f" {minutes:.1f} ({result.metrics.get('epochs', '?')})", (minutes, place), va="center", fontsize=7)
+        said = f" {formats.duration(60 * minutes)} ({result.metrics.get('epochs', '?')})"
+        bars.annotate(said, (minutes, place), va="center", fontsize=7)
     bars.set(xlabel="minutes (epochs)", yticks=[])
     bars.invert_yaxis()
     bars.margins(x=0.25)

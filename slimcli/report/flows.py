@@ -7,6 +7,7 @@ import statistics
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from slimcli.pruning.stopping import PER_EPOCH
 from slimcli.records import JsonDict
 from slimcli.report.formats import percent, plural
 from slimcli.report.result import Result
@@ -25,7 +26,7 @@ def stopping(result: Result) -> Plot | None:
     return Plot(
         name="stopping",
         title="How long each retraining took",
-        caption=f"The rule {rule} ended {met} of {plural(len(steps), 'retraining')} before their limit.{moved}",
+        caption=_caption(rule, met, len(steps)) + moved,
         description="Bars: the epochs of each iteration's retraining, hatched where the rule was not met; squares: weights left."
         + (
             " Below, for each iteration: a line, the distance of the flow from the dense network's after each epoch, or a bar, "
@@ -46,6 +47,15 @@ def stopping(result: Result) -> Plot | None:
             for step in steps
         ),
     )
+
+
+def _caption(rule: str, met: int, count: int) -> str:
+    if rule == "flow":
+        return (
+            "Epochs are given out for what removals broke of the flow: one for each part of the squared move that epsilon names "
+            f"({PER_EPOCH} by default); the rest is carried over to the next removal."
+        )
+    return f"The rule {rule} ended {met} of {plural(count, 'retraining')} before their limit."
 
 
 def shares(result: Result) -> Plot | None:

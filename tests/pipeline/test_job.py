@@ -168,7 +168,7 @@ def test_a_budget_beyond_the_allowed_drop_falls_short_and_keeps_the_last_good_ne
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = PruneSettings(
-        model=str(tiny_checkpoint), macs=0.001, deploy=False, **{**QUICK, "max_drop": 0.0, "lr": 10.0, "schedule": "constant"}
+        model=str(tiny_checkpoint), macs=0.02, deploy=False, **{**QUICK, "max_drop": 0.0, "lr": 10.0, "schedule": "constant"}
     )
     result = job.run(settings, tmp_path / "run")
     assert "budget was not reached" in result.shortfall
@@ -318,6 +318,15 @@ def test_a_last_retraining_that_ruins_the_network_is_taken_back(
     assert "taken back" in result.metrics["reason"]
     assert result.metrics["held_out"]["slim"]["top1"] > result.metrics["held_out"]["dense"]["top1"] - 30
     assert slimcli.load(tmp_path / "run" / "model.pt").get_submodule("fc2").weight.abs().sum() > 0  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize(("asked", "way_out"), [({"iterations": 1, "macs": 0.2}, "--iterations"), ({"macs": 0.02}, "--max-drop")])
+def test_the_way_out_of_a_shortfall_is_one(tiny_checkpoint: Path, tmp_path: Path, asked: Any, way_out: str) -> None:
+    drop = {"max_drop": 100.0 if "iterations" in asked else 0.0, "lr": 1e-3 if "iterations" in asked else 10.0}
+    settings = PruneSettings(model=str(tiny_checkpoint), deploy=False, **(QUICK | drop | {"schedule": "constant"} | asked))
+    result = job.run(settings, tmp_path / "run")
+    assert result is not None
+    assert way_out in result.shortfall
 
 
 def test_a_budget_that_is_met_already_needs_no_removal(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_epochs_are_given_out_for_the_flow_that_a_removal_broke(tiny_checkpoint:
         assert step["epochs"] == event["epochs"] == int(owed / 0.01)
         owed -= 0.01 * step["epochs"]
         assert event["owed"] == pytest.approx(owed)
-        assert f"flow moved by {step['flow_moved']:.3f}" in said
+        assert f"{step['flow_moved'] ** 2:.0%} of the flow broken and {owed:.0%} carried over" in said
     assert sum(step["epochs"] for step in metrics["iterations"]) > 0
     assert "flow moved by the removal" in page.write(RunDir(tmp_path / "run")).read_text()
 
@@ -130,7 +130,8 @@ def test_a_rule_that_cannot_be_met_ends_at_the_limit_and_says_so(tiny_checkpoint
         **hard,
     )
     assert [(step["epochs"], step["stopped"]) for step in metrics["iterations"]] == [(2, False)]
-    assert f"after 2 epoch(s), the rule {stop} not met" in said
+    assert f"after 2 epoch(s), --stop {stop} not met" in said
+    assert (" where 0.000 is asked for" in said) == (stop != "accuracy")
     looks = [event for event in journal if event["event"] == "look"]
     assert [look["epoch"] for look in looks] == [0, 1, 2]
     assert all((look["distance"] is None) == (stop == "accuracy") for look in looks)

@@ -28,6 +28,18 @@ def test_a_budget_in_size_is_met_with_the_least_that_meets_it(kind: str, budget:
         assert getattr(wider.cost, kind) > budget * getattr(DENSE.cost, kind)
 
 
+def test_no_filter_more_goes_than_a_budget_takes() -> None:
+    """Scaled in proportion alone, conv1 would end with 12."""
+    network = pruned(DENSE, Plan.of(PruneSettings(amount="10%", macs=0.5), DENSE, SHAPE), SHAPE)
+    assert [group.channels for group in network.prunable] == [13, 33]
+
+
+@pytest.mark.parametrize(("budget", "least"), [({"macs": 0.001}, "0.0126"), ({"params": 0.01}, "0.0315")])
+def test_a_budget_that_no_removal_can_meet_is_refused(budget: dict[str, float], least: str) -> None:
+    with pytest.raises(SettingsError, match=least):
+        Plan.of(PruneSettings(amount="10%", **budget), DENSE, SHAPE)
+
+
 def test_both_budgets_are_met() -> None:
     network = pruned(DENSE, Plan.of(PruneSettings(amount="10%", macs=0.5, params=0.5), DENSE, SHAPE), SHAPE)
     assert network.cost.macs <= 0.5 * DENSE.cost.macs
