@@ -39,7 +39,7 @@ def test_a_recipe_means_something(path: Path, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("path", sorted(MODELS.glob("*.toml")), ids=lambda path: path.stem)
-def test_a_card_has_a_row_for_each_network(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_has_a_row_for_each_network(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLIM_DATA": "x", "SLIM_WEIGHTS": "x", "NETWORK": "resnet18", "DATA": "cifar10"}.items():
         monkeypatch.setenv(name, value)
     if path.stem == "incop-lenet5":

@@ -23,7 +23,12 @@ def run(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda, for every step.", show_default="the recipe's")] = None,
     devices: Annotated[int | None, typer.Option(help="Processes on this machine.", show_default="the recipe's")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Repeat it with these seeds: 0,1,2.", show_default="the recipe's")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Repeat it with these seeds: 0,1,2. Its card then goes into the run folder.", show_default="the recipe's"
+        ),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="32, bf16 or auto, for every step.", show_default="the recipe's")] = None,
     jobs: Annotated[
         int, typer.Option(help="Steps carried out side by side, each with its share of the cores and a log of its own.", min=1)

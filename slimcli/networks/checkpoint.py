@@ -171,8 +171,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
             f"{path} is in the tar format of PyTorch before 0.4, which cannot be read safely",
             "save its state_dict() again with a current PyTorch",
         )
-    begins = path.read_bytes()[:1] if path.is_file() else b""
-    if isinstance(error, pickle.UnpicklingError) and begins in (b"P", b"\x80") and ("Unsupported" in text or "GLOBAL" in text):
+    if isinstance(error, pickle.UnpicklingError) and ("Unsupported" in text or "GLOBAL" in text) and _may_be_pickled(path):
         what = text.partition("GLOBAL ")[2].split(" ")[0] or "Python objects"
         return CheckpointError(
             f"{path} holds pickled code ({what}), and none of it was run",
@@ -181,6 +180,12 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path} is no PyTorch checkpoint, or it is damaged ({type(error).__name__})", "save or copy the file again"
     )
+
+
+def _may_be_pickled(path: Path) -> bool:
+    """Whether the file begins as torch's archives (zip) and its older pickles do; text, for one, does not."""
+    with path.open("rb") as file:
+        return file.read(1) in (b"P", b"\x80")
 
 
 def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoint:

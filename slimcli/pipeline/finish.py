@@ -120,9 +120,9 @@ def _shortfall(settings: PruneSettings, outcome: Outcome, folder: RunDir) -> str
         return f"{outcome.diverged}; the last network that was kept is {folder.model} (try a lower --lr)"
     if not outcome.budget_met:
         way_out = "allow a larger --max-drop, smaller steps with --amount, or more --epochs"
-        if outcome.reason == ITERATIONS_USED_UP:
+        if outcome.reason.startswith(ITERATIONS_USED_UP):
             way_out = "allow more --iterations, or a larger --amount"
-        elif outcome.reason == NONE_LEFT:
+        elif outcome.reason.startswith(NONE_LEFT):
             way_out = "ask for less"
         kept = f"the last network within the allowed drop is {folder.model}"
         return f"the budget was not reached: {outcome.reason}; {kept} ({way_out})"

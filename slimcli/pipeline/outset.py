@@ -49,7 +49,9 @@ def start(
     if settings.granularity == "weight":
         network.masks = masks.full(network.model)
     state = State(network, network, torch.Generator().manual_seed(settings.seed).get_state())
-    return state, Plan.of(settings, network, data.shape), Origins(model, groups, data.shape, known)
+    plan = Plan.of(settings, network, data.shape)
+    plan.budget.check_possible(network)
+    return state, plan, Origins(model, groups, data.shape, known)
 
 
 def go_on(

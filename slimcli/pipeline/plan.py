@@ -34,7 +34,6 @@ class Plan:
     def of(cls, settings: PruneSettings, dense: Network, input_shape: Sequence[int]) -> Plan:
         """What the settings mean for a network; `SettingsError` where amount or widths do not fit its groups."""
         s, amount, budget = settings, settings.amount or "", Budget(settings, dense, input_shape)
-        budget.check_possible(dense)
         if amount == ADAPTIVE:
             adaptive = Adaptive(s.pq[0], s.pq[1], s.gamma, s.beta, s.eta, s.scope)
             return cls(adaptive, budget)
@@ -86,7 +85,7 @@ class Budget:
             if smallest > share:
                 raise SettingsError(
                     f"--{key} {share:g} is out of reach: with one channel left in every prunable group it is {smallest:.4f}",
-                    "ask for more than that (--linear lets hidden linear layers shrink too)",
+                    "ask for no less" + ("" if self._settings.linear else ", or let hidden linear layers shrink too: --linear"),
                 )
 
     def trim(self, counts: dict[str, int], network: Network) -> dict[str, int]:
@@ -96,20 +95,24 @@ class Budget:
         channels = {group.name: group.channels for group in network.groups}
         if self._widths:
             counts = {name: min(wanted, max(0, channels[name] - self._widths[name])) for name, wanted in counts.items()}
+
+        def met(counts: Mapping[str, int]) -> bool:
+            narrow = all(channels[name] - counts[name] <= width for name, width in self._widths.items())
+            return narrow and self._within_size(self._cost_after(counts, network))
+
         sized = self._settings.macs is not None or self._settings.params is not None
-        if not sized or not self._within_size(self._cost_after(counts, network)):
+        if not sized or not met(counts):
             return counts
         too_few, enough = 0, _PARTS
         while enough - too_few > 1:
             parts = (too_few + enough) // 2
-            if self._within_size(self._cost_after(_part(counts, parts), network)):
+            if met(_part(counts, parts)):
                 enough = parts
             else:
                 too_few = parts
         counts = _part(counts, enough)
-        for name, wanted in counts.items():
-            fewer = {**counts, name: wanted - 1}
-            if wanted and self._within_size(self._cost_after(fewer, network)):
+        for name in counts:
+            while counts[name] and met(fewer := {**counts, name: counts[name] - 1}):
                 counts = fewer
         return counts
 

@@ -51,7 +51,7 @@ def run_recipe(
 ) -> RecipeResult | None:
     """Carry out the recipe: one step without a card directly in the run folder; else in `train/`, `prune-1/`, ... below it.
 
-    `changes` are settings of how and where to compute, for every step. With `seeds` instead of its own the card goes into the run
+    `changes` are settings of how and where to compute, for every step. With other `seeds` than its own the card goes into the run
     folder. Up to `jobs` steps that do not wait for each other are carried out side by side, each in a process with its share of
     the cores. All settings and folders are checked before the first step. Raises an `InputError`, or what a step raises. None in
     a process that only helps process 0. A recipe is trusted like a Makefile: it may name code (`arch = "file.py:build"`,
@@ -64,7 +64,7 @@ def run_recipe(
     if recipe.several and out is None and processes.world() > 1:
         raise SettingsError("several processes need to know the run folder before it is there", "name it with -o")
     folder = out or _default_folder(recipe)
-    if seeds is not None and recipe.card is not None:  # beside the recipe stands the card of its own seeds
+    if recipe.card is not None and recipe.seeds != read(path).seeds:  # beside the recipe stands the card of its own seeds
         recipe = replace(recipe, path=folder / recipe.path.name)
     if processes.is_main():
         RunDir(folder).check_free(overwrite)

@@ -35,7 +35,8 @@ class Trials:
         fresh = origins.known.build is not None
         self._planned = planned_for(settings, fresh)
         starts, share = _starts(settings, fresh)
-        self.left_out = starts[max(1, sum(each.start != BEST for each in self._planned)) :]
+        tried = sum(each.start != BEST for each in self._planned)
+        self.left_out = starts[tried:] if self._planned else []
         """The starts for which the epochs do not suffice."""
         self.wanted = len(starts) * share
         """How many epochs would suffice for all of them."""

@@ -84,8 +84,8 @@ class FlowWithin:
 
 def drift_epsilon(drift: float, remaining: float) -> float:
     """How far a flow may stay from the dense network's: what an epoch of training without any removal moves it (`drift`), and
-    the more the fewer weights remain (`remaining`, a share): a smaller network cannot carry the same flow. Two thirds: on
-    Fashion-MNIST, LeNet-5 comes that near in an epoch or two at every share (`docs/incop.md`).
+    the more the fewer weights remain (`remaining`, a share): a smaller network cannot carry the same flow. The power was fixed
+    on LeNet-5 and Fashion-MNIST, as what one or two epochs of retraining reach.
     """
     return float(drift * remaining ** (-2 / 3))
 

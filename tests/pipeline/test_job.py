@@ -27,6 +27,7 @@ from slimcli.report.journal import rebuild
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings, TrainSettings
 from slimcli.training.engine import Engine
+from tests.said import Said
 
 QUICK: dict[str, Any] = {
     "train_samples": 500,
@@ -314,8 +315,11 @@ def test_a_last_retraining_that_ruins_the_network_is_taken_back(
 
     monkeypatch.setattr(Engine, "fit", ruinous)
     settings = PruneSettings(model=str(tiny_checkpoint), iterations=1, deploy=False, **{**QUICK, "max_drop": 30.0})
-    result = job.run(settings, tmp_path / "run")
+    said = Said()
+    result = job.run(settings, tmp_path / "run", said)
     assert "taken back" in result.metrics["reason"]
+    (retrained,) = [line for line in said.lines if line.startswith("last retraining (finetune, 1 epochs, taught)")]
+    assert any("the last retraining is taken back" in line for line in said.lines[said.lines.index(retrained) :])
     assert result.metrics["held_out"]["slim"]["top1"] > result.metrics["held_out"]["dense"]["top1"] - 30
     assert slimcli.load(tmp_path / "run" / "model.pt").get_submodule("fc2").weight.abs().sum() > 0  # type: ignore[union-attr, operator]
 

@@ -16,16 +16,18 @@ SHAPE = (1, 28, 28)
 DENSE = dense(resolve.build("lenet5", 10, SHAPE), SHAPE)
 
 
-@given(st.sampled_from(["macs", "params"]), st.floats(0.1, 1.0), st.sampled_from(["10%", "25%", "2,5", "50%"]))
+@given(st.sampled_from(["macs", "params"]), st.floats(0.1, 0.99), st.sampled_from(["10%", "25%", "2,5", "50%"]))
 @settings(max_examples=6, deadline=None)
 def test_a_budget_in_size_is_met_with_the_least_that_meets_it(kind: str, budget: float, amount: str) -> None:
     plan = Plan.of(PruneSettings(amount=amount, **{kind: budget}), DENSE, SHAPE)
-    network = pruned(DENSE, plan, SHAPE)
+    network, before, counts = DENSE, DENSE, dict[str, int]()
+    while not plan.budget.met(network, 0):
+        before, counts = network, plan.counts(network)
+        network = without(before, counts, SHAPE)
     assert getattr(network.cost, kind) <= budget * getattr(DENSE.cost, kind)
-    (conv1, conv2) = (group.channels for group in network.prunable)
-    if conv1 < 20 and conv2 < 50:  # a filter more of each, and it would not be met
-        wider = without(DENSE, {"conv1": 20 - conv1 - 1, "conv2": 50 - conv2 - 1}, SHAPE)
-        assert getattr(wider.cost, kind) > budget * getattr(DENSE.cost, kind)
+    for name in [name for name, number in counts.items() if number]:
+        wider = without(before, counts | {name: counts[name] - 1}, SHAPE)
+        assert getattr(wider.cost, kind) > budget * getattr(DENSE.cost, kind), "one filter less, and it would be met too"
 
 
 def test_no_filter_more_goes_than_a_budget_takes() -> None:
@@ -37,7 +39,7 @@ def test_no_filter_more_goes_than_a_budget_takes() -> None:
 @pytest.mark.parametrize(("budget", "least"), [({"macs": 0.001}, "0.0126"), ({"params": 0.01}, "0.0315")])
 def test_a_budget_that_no_removal_can_meet_is_refused(budget: dict[str, float], least: str) -> None:
     with pytest.raises(SettingsError, match=least):
-        Plan.of(PruneSettings(amount="10%", **budget), DENSE, SHAPE)
+        Plan.of(PruneSettings(amount="10%", **budget), DENSE, SHAPE).budget.check_possible(DENSE)
 
 
 def test_both_budgets_are_met() -> None:
@@ -49,6 +51,12 @@ def test_both_budgets_are_met() -> None:
 def test_widths_beyond_the_dense_ones_are_refused() -> None:
     with pytest.raises(SettingsError, match="conv1, which has 20"):
         Plan.of(PruneSettings(amount="50%", widths=(40, 50)), DENSE, SHAPE)
+
+
+def test_widths_are_met_where_a_budget_is_met_before_them() -> None:
+    settings = PruneSettings(amount="10%", macs=0.9, widths=(10, 25))
+    network = pruned(DENSE, Plan.of(settings, DENSE, SHAPE), SHAPE)
+    assert [group.channels for group in network.prunable] == [10, 25]
 
 
 @pytest.mark.parametrize("widths", [(4, 5), (20, 3)])
