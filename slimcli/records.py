@@ -116,8 +116,8 @@ class Iteration:
 
     `removed` counts filters, or weights at that granularity; `remaining` is the share of the dense network's conv and linear
     weights that are left. `epochs` are those of its retraining, `stopped` says whether the stopping rule ended it before their
-    limit, `flow_distance` is the distance after each of them where the rule looks at a flow, `flow_moved` how far the removal
-    moved it where epochs are given out for that.
+    limit, `flow_distance` is the distance after each of them where the rule looks at a flow and `epsilon` what it was to come
+    within; `flow_moved` is how far the removal moved the flow where epochs are given out for that.
     """
 
     index: int
@@ -131,6 +131,7 @@ class Iteration:
     remaining: float
     stopped: bool = False
     flow_distance: tuple[float, ...] = ()
+    epsilon: float | None = None
     flow_moved: float | None = None
     kept: bool = True
 

@@ -152,6 +152,7 @@ class Turn:
         score = self.work.engine.evaluate(network.model, self.work.data.held_out)
         alive = masks.alive(network.masks) if network.masks is not None else network.filters
         before = masks.alive(state.kept.masks) if state.kept.masks is not None else state.kept.filters
+        rule = self._rule()
         step = Iteration(
             index=self.work.index,
             macs=network.cost.macs,
@@ -162,8 +163,9 @@ class Turn:
             removed=before - alive,
             seconds=round(self.work.elapsed(), 3),
             remaining=remaining_weights(network, self.work.origins.dense),
-            stopped=state.allotted < (self.work.settings.epochs or 0) or self._rule().enough(state.looks),
+            stopped=state.allotted < (self.work.settings.epochs or 0) or rule.enough(state.looks),
             flow_distance=tuple(look.distance for look in state.looks if look.loss is not None and look.distance is not None),
+            epsilon=rule.epsilon if isinstance(rule, FlowWithin) else None,
             flow_moved=state.moved,
             kept=self.work.engine.group.broadcast(score.top1 >= self.work.lowest),
         )
@@ -182,9 +184,8 @@ class Turn:
 
     def _flows(self, step: Iteration) -> str:
         """What the rule went by, where it went by a flow."""
-        rule = self._rule()
-        if isinstance(rule, FlowWithin) and step.flow_distance:
-            return f", flow distance {step.flow_distance[-1]:.3f} where {rule.epsilon:.3f} is asked for"
+        if step.epsilon is not None and step.flow_distance:
+            return f", flow distance {step.flow_distance[-1]:.3f} where {step.epsilon:.3f} is asked for"
         if step.flow_moved is not None:
             return f", {step.flow_moved**2:.0%} of the flow broken and {self.work.state.owed:.0%} carried over"
         return ""

@@ -29,18 +29,27 @@ def stopping(result: Result) -> Plot | None:
         caption=_caption(rule, met, len(steps)) + moved,
         description="Bars: the epochs of each iteration's retraining, hatched where the rule was not met; squares: weights left."
         + (
-            " Below, for each iteration: a line, the distance of the flow from the dense network's after each epoch, or a bar, "
-            "how far the removal moved it." * flows
+            " Below, for each iteration: a line, the distance of the flow from the dense network's after each epoch, dotted "
+            "what it was to come within; or a bar, how far the removal moved it." * flows
         ),
         size=(9, 5 if flows else 3),
-        draw=lambda figure: _draw(figure, steps, flows, drift),
-        head=("iteration", "weights left", "epochs", "rule met", "flow distance after each epoch", "flow moved by the removal"),
+        draw=lambda figure: _draw(figure, steps, flows),
+        head=(
+            "iteration",
+            "weights left",
+            "epochs",
+            "rule met",
+            "epsilon",
+            "flow distance after each epoch",
+            "flow moved by the removal",
+        ),
         rows=tuple(
             (
                 str(step["index"]),
                 percent(step["remaining"]) if "remaining" in step else "",
                 str(step["epochs"]),
                 "yes" if step.get("stopped") else "no",
+                f"{step['epsilon']:.3f}" if step.get("epsilon") is not None else "",
                 " ".join(f"{distance:.3f}" for distance in step.get("flow_distance") or ()),
                 f"{step['flow_moved']:.3f}" if step.get("flow_moved") is not None else "",
             )
@@ -94,7 +103,7 @@ def _draw_shares(figure: Figure, lines: dict[str, list[tuple[float, float]]]) ->
     figure.legend(loc="outside upper center", ncols=2)
 
 
-def _draw(figure: Figure, steps: list[JsonDict], flows: bool, drift: float | None) -> None:
+def _draw(figure: Figure, steps: list[JsonDict], flows: bool) -> None:
     panels = figure.subplots(2 if flows else 1, 1, squeeze=False)[:, 0]
     top = panels[0]
     for stopped, hatch, name in ((True, "", "ended by the rule"), (False, "/////", "all epochs")):
@@ -124,8 +133,8 @@ def _draw(figure: Figure, steps: list[JsonDict], flows: bool, drift: float | Non
         distances = step.get("flow_distance") or ()
         points = [(done + number, distance) for number, distance in enumerate(distances, 1)]
         line(bottom, points, "", color=GREEN, marker="o")
+        if distances and step.get("epsilon") is not None:
+            bottom.hlines(step["epsilon"], done + 0.6, done + len(distances) + 0.4, color=INK, linestyle=":", linewidth=1)
         done += len(distances)
-    if drift is not None:
-        bottom.axhline(drift, color=INK, linestyle=":", linewidth=0.8)
     bottom.set(xlabel="epoch of retraining", ylabel="flow distance", ylim=(0, None))
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))

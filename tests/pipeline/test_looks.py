@@ -16,7 +16,7 @@ from slimcli.networks.cost import layers_of
 from slimcli.pipeline import job
 from slimcli.pipeline.looks import Watch, rule_of
 from slimcli.pipeline.state import Network
-from slimcli.pruning.stopping import AllEpochs, FlowWithin, Look
+from slimcli.pruning.stopping import AllEpochs, FlowWithin, Look, drift_epsilon
 from slimcli.records import JsonDict, Score
 from slimcli.report import page
 from slimcli.report.journal import rebuild
@@ -140,9 +140,13 @@ def test_a_rule_that_cannot_be_met_ends_at_the_limit_and_says_so(tiny_checkpoint
 
 
 def test_without_an_epsilon_the_drift_of_an_epoch_is_measured_first(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    _, journal, _ = run(tiny_checkpoint, tmp_path / "run", method="incop-if", epochs=1)
+    metrics, journal, _ = run(tiny_checkpoint, tmp_path / "run", method="incop-if", epochs=1)
     drift = next(event["distance"] for event in journal if event["event"] == "drift")
     assert drift > 0
+    for step in metrics["iterations"]:
+        assert step["epsilon"] == drift_epsilon(drift, step["remaining"])
+        assert step["stopped"] == (step["epochs"] == 0 or step["flow_distance"][-1] <= step["epsilon"])
+        assert f"<td>{step['epsilon']:.3f}</td>" in (tmp_path / "run" / "report.html").read_text()
     settings = PruneSettings(stop="if")
     assert rule_of(settings, Score(90.0, 0.1, 10), drift, 1.0) == FlowWithin(drift)
     assert rule_of(PruneSettings(stop="if", epsilon=0.5), Score(90.0, 0.1, 10), None, 0.1) == FlowWithin(0.5)
