@@ -36,6 +36,8 @@ def test_a_recipe_means_something(path: Path, tmp_path: Path, monkeypatch: pytes
     for step in recipe.plain:
         assert isinstance(step.settings, TrainSettings | PruneSettings)
         assert step.settings.data_root in (None, str(tmp_path))
+        if isinstance(step.settings, PruneSettings):
+            assert methods.without_effect(methods.resolve(step.settings)) == []
 
 
 @pytest.mark.parametrize("path", sorted(MODELS.glob("*.toml")), ids=lambda path: path.stem)

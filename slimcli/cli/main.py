@@ -96,7 +96,10 @@ def _run(arguments: list[str]) -> int:
 
 def _usage_hint(error: Any) -> str:
     context = getattr(error, "ctx", None)
-    return f"see `{context.command_path} --help`" if context is not None else "see `slim --help`"
+    page = f"see `{context.command_path} --help`" if context is not None else "see `slim --help`"
+    if "unexpected extra argument" in error.format_message():
+        return f"lists are written with commas and without spaces, as --widths 4,5; {page}"
+    return page
 
 
 def _fail(arguments: list[str], kind: str, message: str, hint: str, code: int) -> int:

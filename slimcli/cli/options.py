@@ -26,6 +26,14 @@ def numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> tuple
         raise SettingsError(f"{flag} {text!r} is no list of numbers", f"write them with commas, for example {flag} 4,5") from None
 
 
+def fraction(text: str) -> float:
+    """`"0.25"` and `"25%"` as 0.25. Raises `SettingsError` for anything that is neither."""
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise SettingsError(f"{text!r} is no fraction", "give the part to keep: 0.25, or 25%") from None
+
+
 def shape(text: str | None) -> tuple[int, int, int] | None:
     """`"3,32,32"` as (3, 32, 32); None stays None."""
     sides = numbers(text, "--input-shape", int)
@@ -146,8 +154,16 @@ History = Annotated[
         rich_help_panel=_PARTS,
     ),
 ]
-Macs = Annotated[float | None, typer.Option(help="Fraction of the MACs to keep: 0.25 keeps a quarter.", rich_help_panel=_BUDGET)]
-Params = Annotated[float | None, typer.Option(help="Fraction of the parameters to keep.", rich_help_panel=_BUDGET)]
+Macs = Annotated[
+    float | None,
+    typer.Option(
+        parser=fraction, metavar="FRACTION", help="Of the MACs, to keep: 0.25 or 25% keeps a quarter.", rich_help_panel=_BUDGET
+    ),
+]
+Params = Annotated[
+    float | None,
+    typer.Option(parser=fraction, metavar="FRACTION", help="Of the parameters, to keep.", rich_help_panel=_BUDGET),
+]
 Widths = Annotated[
     str | None,
     typer.Option(help="Channels to keep: one number, one per group, or one per width.", rich_help_panel=_BUDGET),

@@ -106,8 +106,7 @@ def prune(
         if json:
             console.print_json(plan)
         else:
-            for key, value in plan.items():
-                console.echo(f"{key}: {value}")
+            tables.show(tables.plan(plan))
         return 0
     progress = terminal.Terminal()
     result = job.resume(resume, changes, progress) if resume is not None else job.run(settings, out, progress, overwrite)

@@ -49,6 +49,23 @@ def summary(metrics: JsonDict) -> Table:
     return table
 
 
+def plan(first: JsonDict) -> Table:
+    """What `slim prune --dry-run` found."""
+    table = Table(
+        title=f"{first['arch']} on {first['data']}, to be pruned with {first['method']}", title_justify="left", show_header=False
+    )
+    for label, key in (("MACs", "macs"), ("parameters", "params")):
+        table.add_row(label, _count(first[key]))
+    table.add_row("epochs of norm history", str(first["history_epochs"]))
+    for group, count in first["first_iteration"].items():
+        table.add_row(f"{group}, first iteration", f"{count} go")
+    for group, reason in first["frozen"].items():
+        table.add_row(f"{group}, left alone", reason)
+    for note in first["notes"]:
+        table.add_row("note", note)
+    return table
+
+
 def steps(done: Sequence[JsonDict]) -> Table:
     """What the steps of a recipe came to, one line a step."""
     table = Table("step", *(Column(name, justify="right") for name in ("top-1", "MACs", "parameters", "epochs", "time")))

@@ -40,7 +40,7 @@ def prepare(settings: PruneSettings) -> Prepared:
     loaded = checkpoint.load(settings.model, settings.arch, settings.trust_pickle)
     subject = open_subject(loaded, settings, batch_size=settings.batch_size, seed=settings.seed, device=settings.device)
     history = _history(settings, subject)
-    notes = list(subject.data.notes)
+    notes = [*subject.data.notes, *methods.without_effect(settings)]
     if subject.checkpoint.foreign and settings.val_data is None:
         notes.append(
             "this checkpoint was trained elsewhere, perhaps on the images held out here: held-out accuracy, and every choice "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from slimcli.errors import SettingsError, suggest
-from slimcli.settings import PruneSettings
+from slimcli.settings import FLOW_STOPS, PruneSettings
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,19 @@ def resolve(settings: PruneSettings) -> PruneSettings:
     )
     _check_granularity(resolved)
     return resolved
+
+
+def without_effect(settings: PruneSettings) -> list[str]:
+    """A sentence for each setting that was given and that nothing will read; `settings` come from `resolve`."""
+    history = settings.criterion == "history"
+    uses = (
+        ("--draws", settings.draws, settings.final in ("fresh", "auto"), "--final fresh or auto"),
+        ("--epsilon", settings.epsilon, settings.stop in (*FLOW_STOPS, "flow"), "--stop if, gf or flow"),
+        ("--window", settings.window, history, "--criterion history"),
+        ("--history", settings.history, history, "--criterion history"),
+        ("--final-lr", settings.final_lr, settings.final_epochs > 0, "--final-epochs above 0"),
+    )
+    return [f"{flag} has no effect here: it is for {use}" for flag, given, used, use in uses if given is not None and not used]
 
 
 def _check_granularity(settings: PruneSettings) -> None:

@@ -93,6 +93,9 @@ def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
         (("prune", "model.pt", "--method", "hbpf"), ("hbpf", "'hbfp'")),
         (("prune", "model.pt", "--macs", "1.5"), ("--macs", "(0, 1]")),
         (("prune", "model.pt", "--params", "0"), ("--params", "(0, 1]")),
+        (("prune", "model.pt", "--macs", "150%"), ("--macs 1.5", "(0, 1]")),
+        (("prune", "model.pt", "--macs", "half"), ("'half'", "25%")),
+        (("prune", "model.pt", "--widths", "4", "5"), ("(5)", "--widths 4,5")),
         (("prune", "model.pt", "--amount", "ten"), ("--amount", "10%")),
         (("prune", "model.pt", "--amount", "60%"), ("--amount", "half")),
         (("prune", "model.pt", "--widths", "4,5,6"), ("--widths", "2 prunable groups")),
@@ -121,6 +124,20 @@ def test_bad_input_is_refused_in_one_sentence(
     (tmp_path / "model.pt").write_bytes(tiny_checkpoint.read_bytes())
     refused(slim(*arguments), *words)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "model.pt") == []
+
+
+def test_a_budget_may_be_given_in_percent(slim: Slim, tiny_checkpoint: Path) -> None:
+    as_fraction, as_percent = (
+        json.loads(slim("prune", str(tiny_checkpoint), "--dry-run", "--json", "--macs", half)[1]) for half in ("0.5", "50%")
+    )
+    assert as_fraction == as_percent
+
+
+def test_a_dry_run_shows_what_goes_what_stays_and_what_has_no_effect(slim: Slim, tiny_checkpoint: Path) -> None:
+    code, out, _ = slim("prune", str(tiny_checkpoint), "--dry-run", "--draws", "4")
+    assert code == 0
+    for words in ("conv1, first iteration", "2 go", "fc2, left alone", "the network's output", "--draws has no effect"):
+        assert words in out
 
 
 def test_an_error_under_json_is_one_object(slim: Slim) -> None:

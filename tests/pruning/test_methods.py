@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slimcli.errors import SettingsError
-from slimcli.pruning.methods import CRITERIA_NAMES, METHODS, resolve
+from slimcli.pruning.methods import CRITERIA_NAMES, METHODS, resolve, without_effect
 from slimcli.pruning.rankings import CRITERIA
 from slimcli.settings import PENALTIES, PruneSettings
 from slimcli.training import losses
@@ -118,6 +118,22 @@ def test_the_rest_of_the_settings_stays() -> None:
     settings = PruneSettings(method="l1", macs=0.25, amount="3", lr=0.1)
     resolved = resolve(settings)
     assert (resolved.macs, resolved.amount, resolved.lr, resolved.method) == (0.25, "3", 0.1, "l1")
+
+
+@pytest.mark.parametrize(
+    ("idle", "used"),
+    [
+        ({"draws": 4}, {"draws": 4, "final": "fresh"}),
+        ({"epsilon": 0.1, "stop": "accuracy"}, {"epsilon": 0.1, "stop": "flow"}),
+        ({"window": 3, "method": "l1"}, {"window": 3}),
+        ({"history": ("a.pt",), "criterion": "random-pairs"}, {"history": ("a.pt",)}),
+        ({"final_lr": 0.1, "final_epochs": 0}, {"final_lr": 0.1}),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_named(idle: dict[str, Any], used: dict[str, Any]) -> None:
+    (sentence,) = without_effect(resolve(PruneSettings(**idle)))
+    assert sentence.startswith(f"--{next(iter(idle)).replace('_', '-')} has no effect")
+    assert without_effect(resolve(PruneSettings(**used))) == []
 
 
 @pytest.mark.parametrize("method", ["l1", "random"])
