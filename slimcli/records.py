@@ -117,7 +117,8 @@ class Iteration:
     `removed` counts filters, or weights at that granularity; `remaining` is the share of the dense network's conv and linear
     weights that are left. `epochs` are those of its retraining, `stopped` says whether the stopping rule ended it before their
     limit, `flow_distance` is the distance after each of them where the rule looks at a flow and `epsilon` what it was to come
-    within; `flow_moved` is how far the removal moved the flow where epochs are given out for that.
+    within; `flow_moved` is how far the removal moved the flow where epochs are given out for that. `undone`: the retraining went
+    beyond the allowed drop, and the network was kept as it was right after the removal.
     """
 
     index: int
@@ -133,6 +134,7 @@ class Iteration:
     flow_distance: tuple[float, ...] = ()
     epsilon: float | None = None
     flow_moved: float | None = None
+    undone: bool = False
     kept: bool = True
 
 

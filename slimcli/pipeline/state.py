@@ -99,10 +99,11 @@ class State:
     """Where a run stands. `stage` names what comes next (a key of `pipeline.prune.Loop`).
 
     `network` is the one being worked on, `kept` the last one within the allowed drop (they are one object between two
-    iterations), `best` the one that did best of the last retrainings tried so far (`trials`); `fit` is the training phase
-    in progress, `looks` what the stopping rule saw before the retraining and after each of its epochs, `drift` how far the dense
-    network's flow moves in an epoch, `moved` how far the last removal moved the flow, `owed` what such removals broke of it and
-    no epoch was given for, `allotted` the epochs of this retraining, `draws` the state of the generator of random choices.
+    iterations), `unretrained` a copy from right after the removal where that was within the allowed drop, `best` the one that did
+    best of the last retrainings tried so far (`trials`); `fit` is the training phase in progress, `looks` what the stopping rule
+    saw before the retraining and after each of its epochs, `drift` how far the dense network's flow moves in an epoch, `moved`
+    how far the last removal moved the flow, `owed` what such removals broke of it and no epoch was given for, `allotted` the
+    epochs of this retraining, `draws` the state of the generator of random choices.
     """
 
     network: Network
@@ -115,6 +116,7 @@ class State:
     choices: list[Choice] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     best: Network | None = None
+    unretrained: Network | None = None
     top1_after_surgery: float = 0.0
     seconds: float = 0.0
     fit: FitState | None = None
@@ -141,6 +143,7 @@ class State:
             "choices": [asdict(choice) for choice in self.choices],
             "trials": [asdict(trial) for trial in self.trials],
             "looks": [asdict(look) for look in self.looks],
+            "unretrained": self.unretrained.content() if self.unretrained else None,
             "best": None if self.best is None or self.best is self.network else self.best.content(),
             "best_is_network": self.best is self.network,
             "fit": {"epochs": self.fit.epochs, "optimizer": self.fit.optimizer} if self.fit else None,
@@ -152,11 +155,13 @@ class State:
         kept = Network.from_content(content["kept"], dense, input_shape)
         network = Network.from_content(content["network"], dense, input_shape) if content["network"] else kept
         best = Network.from_content(content["best"], dense, input_shape) if content["best"] else None
+        unretrained = Network.from_content(content["unretrained"], dense, input_shape) if content["unretrained"] else None
         return cls(
             **{
                 **{key: value for key, value in content.items() if key != "best_is_network"},
                 "kept": kept,
                 "network": network,
+                "unretrained": unretrained,
                 "best": network if content["best_is_network"] else best,
                 "trials": [Trial(**trial) for trial in content["trials"]],
                 "dense": Score(**content["dense"]) if content["dense"] else None,

@@ -125,7 +125,12 @@ class Turn:
         state.allotted = self.work.settings.epochs or 0
         if self.work.settings.stop == "flow":
             self._allot()
+        may_lose = state.allotted > 0 and not self.work.settings.rewind
+        state.unretrained = copy.deepcopy(network) if may_lose and self._allowed(score.top1) else None
         return self.work.saved("retrain")
+
+    def _allowed(self, top1: float) -> bool:
+        return self.work.engine.group.broadcast(top1 >= self.work.lowest)
 
     def _allot(self) -> None:
         """As many epochs as the removal broke of the flow, with what is owed from the ones before."""
@@ -147,9 +152,15 @@ class Turn:
         return rule_of(self.work.settings, self.work.dense_score, self.work.state.drift, remaining)
 
     def judge(self) -> str:
-        """Keep the network, or take the iteration back and end the loop."""
+        """Keep the network; or as it was before its retraining, where that lost too much; or take the iteration back and end the
+        loop.
+        """
         state, network = self.work.state, self.work.state.network
-        score = self.work.engine.evaluate(network.model, self.work.data.held_out)
+        top1 = self.work.engine.evaluate(network.model, self.work.data.held_out).top1
+        undone = state.unretrained is not None and not self._allowed(top1)
+        if state.unretrained is not None and undone:
+            state.network, top1 = state.unretrained, state.top1_after_surgery
+            network = state.network
         alive = masks.alive(network.masks) if network.masks is not None else network.filters
         before = masks.alive(state.kept.masks) if state.kept.masks is not None else state.kept.filters
         rule = self._rule()
@@ -157,7 +168,7 @@ class Turn:
             index=self.work.index,
             macs=network.cost.macs,
             params=network.cost.params,
-            top1=score.top1,
+            top1=top1,
             top1_after_surgery=state.top1_after_surgery,
             epochs=sum(look.loss is not None for look in state.looks),
             removed=before - alive,
@@ -167,14 +178,15 @@ class Turn:
             flow_distance=tuple(look.distance for look in state.looks if look.loss is not None and look.distance is not None),
             epsilon=rule.epsilon if isinstance(rule, FlowWithin) else None,
             flow_moved=state.moved,
-            kept=self.work.engine.group.broadcast(score.top1 >= self.work.lowest),
+            undone=undone,
+            kept=self._allowed(top1),
         )
         self.work.note("iteration", **asdict(step))
         self.work.engine.progress.say(
             _line(step, self.work.dense_score, self.work.plan, network, self.work.settings) + self._flows(step) + _verdict(step)
         )
         state.iterations.append(step)
-        state.looks = []
+        state.looks, state.unretrained = [], None
         if step.kept:
             state.kept = network
             return self.work.saved("choose")
@@ -237,4 +249,6 @@ def _line(step: Iteration, dense: Score, plan: Plan, network: Network, settings:
 
 
 def _verdict(step: Iteration) -> str:
+    if step.undone:
+        return " - kept as it was right after surgery: its retraining went beyond the allowed drop"
     return "" if step.kept else " - beyond the allowed drop, taken back"

@@ -105,11 +105,17 @@ def iterations(result: Result) -> Plot | None:
                 _top1(step["top1"]),
                 str(step.get("removed", "")),
                 str(step.get("epochs", "")),
-                "yes" if step.get("kept", True) else "no",
+                _kept(step),
             )
             for step in steps
         ),
     )
+
+
+def _kept(step: JsonDict) -> str:
+    if step.get("undone"):
+        return "as after surgery"
+    return "yes" if step.get("kept", True) else "no"
 
 
 def _draw_iterations(figure: Figure, result: Result) -> None:

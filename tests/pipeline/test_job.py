@@ -23,6 +23,7 @@ from slimcli.pipeline.prune import LOWERED
 from slimcli.pipeline.recipe import run_recipe
 from slimcli.pipeline.train import train
 from slimcli.progress import Progress
+from slimcli.report import page
 from slimcli.report.journal import rebuild
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings, TrainSettings
@@ -229,6 +230,33 @@ def test_ctrl_c_leaves_the_last_good_network_and_exits_130(
     assert slimcli.load(run.last_good) is not None
     assert [event["event"] for event in run.read_journal()][-2:] == ["iteration", "interrupted"]
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_retraining_that_does_harm_is_undone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    harm: dict[str, Any] = {"lr": 1.0, "epochs": 2, "schedule": "constant", "max_drop": 20.0}
+    said = Said()
+    result = job.run(
+        PruneSettings(
+            model=str(tiny_checkpoint),
+            method="l1",
+            iterations=1,
+            tie_epochs=0,
+            final_epochs=0,
+            train_samples=200,
+            deploy=False,
+            **harm,
+        ),
+        tmp_path / "run",
+        said,
+    )
+    assert result is not None
+    (step,) = result.metrics["iterations"]
+    assert (step["kept"], step["undone"], step["epochs"]) == (True, True, 2)
+    assert step["top1"] == step["top1_after_surgery"] == result.metrics["held_out"]["slim"]["top1"]
+    assert any("kept as it was right after surgery" in line for line in said.lines)
+    assert "<td>as after surgery</td>" in page.write(result.folder).read_text()
+    dense, slim = slimcli.load(tiny_checkpoint).conv1.weight, slimcli.load(result.folder.model).conv1.weight
+    assert all(any(torch.equal(row, other) for other in dense) for row in slim)
 
 
 def test_a_dry_run_says_what_would_go_and_writes_nothing(

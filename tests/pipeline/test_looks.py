@@ -146,7 +146,7 @@ def test_without_an_epsilon_the_drift_of_an_epoch_is_measured_first(tiny_checkpo
     for step in metrics["iterations"]:
         assert step["epsilon"] == drift_epsilon(drift, step["remaining"])
         assert step["stopped"] == (step["epochs"] == 0 or step["flow_distance"][-1] <= step["epsilon"])
-        assert f"<td>{step['epsilon']:.3f}</td>" in (tmp_path / "run" / "report.html").read_text()
+        assert f"<td>{step['epsilon']:.3f}</td>" in page.write(RunDir(tmp_path / "run")).read_text()
     settings = PruneSettings(stop="if")
     assert rule_of(settings, Score(90.0, 0.1, 10), drift, 1.0) == FlowWithin(drift)
     assert rule_of(PruneSettings(stop="if", epsilon=0.5), Score(90.0, 0.1, 10), None, 0.1) == FlowWithin(0.5)

@@ -117,6 +117,7 @@ def test_every_method_goes_on(tiny_checkpoint: Path, tmp_path: Path, monkeypatch
         {"stop": "accuracy", "margin": 1.0, "epochs": 4},
         {"stop": "plateau", "epochs": 4},
         {"stop": "flow", "epochs": 4},
+        {"stop": "plateau", "epochs": 2, "lr": 1.0, "tie_epochs": 0, "amount": "10%", "max_drop": 20.0},
     ],
     ids=str,
 )
