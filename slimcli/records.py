@@ -90,12 +90,13 @@ class Wiring:
     """How the units of a channel group come about, and who reads them.
 
     `kinds`: units of the same kind get the same from whatever is not made here (shortcuts that copy channels, parameters that
-    no module owns), so that a tie can make them equal.
+    no module owns), so that a tie can make them equal. `fed`: the units that do get something from there.
     """
 
     makers: tuple[Maker, ...]
     readers: tuple[Reader, ...]
     kinds: tuple[int, ...] = ()
+    fed: tuple[int, ...] = ()
 
 
 Pair = tuple[int, int]
@@ -116,9 +117,9 @@ class Iteration:
 
     `removed` counts filters, or weights at that granularity; `remaining` is the share of the dense network's conv and linear
     weights that are left. `epochs` are those of its retraining, `stopped` says whether the stopping rule ended it before their
-    limit, `flow_distance` is the distance after each of them where the rule looks at a flow and `epsilon` what it was to come
-    within; `flow_moved` is how far the removal moved the flow where epochs are given out for that. `undone`: the retraining went
-    beyond the allowed drop, and the network was kept as it was right after the removal.
+    limit, `flow_distance` is the distance before the first and after each of them where the rule looks at a flow and `epsilon`
+    what it was to come within; `flow_moved` is how far the removal moved the flow where epochs are given out for that. `undone`:
+    the retraining went beyond the allowed drop, and the network was kept as it was right after the removal.
     """
 
     index: int

@@ -282,7 +282,7 @@ def check_sap(gamma: float, beta: float, eta: float) -> None:
 
 def _within(flag: str, value: float, low: float, high: float, open_low: bool = False) -> None:
     if not (low < value if open_low else low <= value) or not value <= high or math.isinf(value):
-        bounds = f"{'above' if open_low else 'at least'} {low:g}" + ("" if math.isinf(high) else f" and at most {high:g}")
+        bounds = f"{'above' if open_low else 'at least'} {low:g} and " + ("finite" if math.isinf(high) else f"at most {high:g}")
         raise SettingsError(f"{flag} {value:g} is out of range", f"it must be {bounds}")
 
 

@@ -246,7 +246,7 @@ Rewind = Annotated[
     bool | None,
     typer.Option(
         "--rewind/--no-rewind",
-        help="Survivors go back to their first weights after each removal.",
+        help="After each removal the survivors go back to the weights that MODEL has.",
         show_default="the method's",
         rich_help_panel=_PARTS,
     ),
@@ -265,7 +265,7 @@ Epsilon = Annotated[
     float | None,
     typer.Option(
         help="How far the flow may be from the dense network's; for flow, the share of it that may break for each epoch.",
-        show_default="what an epoch without a removal moves it, more as fewer weights are left; flow: 0.15",
+        show_default="what an epoch without a removal moves it, times (weights left)^(-2/3); flow: 0.15",
         rich_help_panel=_PARTS,
     ),
 ]

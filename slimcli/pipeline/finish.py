@@ -17,7 +17,7 @@ from slimcli.networks.cost import layers_of
 from slimcli.pipeline.decisions import also_removed
 from slimcli.pipeline.deploy import bench_run, describe, export_both, first_images
 from slimcli.pipeline.origins import Origins
-from slimcli.pipeline.plan import ITERATIONS_USED_UP, NONE_LEFT, Plan
+from slimcli.pipeline.plan import ENDINGS, Plan
 from slimcli.pipeline.prune import Outcome
 from slimcli.pipeline.state import Network, State
 from slimcli.pipeline.subject import Subject
@@ -119,11 +119,8 @@ def _shortfall(settings: PruneSettings, outcome: Outcome, folder: RunDir) -> str
     if outcome.diverged:
         return f"{outcome.diverged}; the last network that was kept is {folder.model} (try a lower --lr)"
     if not outcome.budget_met:
-        way_out = "allow a larger --max-drop, smaller steps with --amount, or more --epochs"
-        if outcome.reason.startswith(ITERATIONS_USED_UP):
-            way_out = "allow more --iterations, or a larger --amount"
-        elif outcome.reason.startswith(NONE_LEFT):
-            way_out = "ask for less"
+        lost = "allow a larger --max-drop, smaller steps with --amount, or more --epochs"
+        way_out = next((way for ending, way in ENDINGS.items() if outcome.reason.startswith(ending)), lost)
         kept = f"the last network within the allowed drop is {folder.model}"
         return f"the budget was not reached: {outcome.reason}; {kept} ({way_out})"
     unlimited = not any((settings.macs, settings.params, settings.widths)) and settings.iterations is None

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from slimcli.data.loaders import Data
-from slimcli.networks.cost import layers_of
+from slimcli.networks.cost import count, layers_of
+from slimcli.pipeline.origins import Origins
 from slimcli.pipeline.state import Network
 from slimcli.pruning import flow, masks
-from slimcli.pruning.flow import Flow
+from slimcli.pruning.history import NormHistory
 from slimcli.pruning.stopping import AccuracyBack, AllEpochs, FlowWithin, Look, LossPlateau, Rule, drift_epsilon
 from slimcli.records import Score
 from slimcli.settings import FLOW_STOPS, PruneSettings
@@ -25,9 +28,9 @@ FLOW_IMAGES = 2 * 10**9
 class Watch:
     """Looks at a network before retraining and after each of its epochs. The dense network's flow is measured once."""
 
-    def __init__(self, settings: PruneSettings, dense: nn.Module, data: Data, engine: Engine) -> None:
-        self._settings, self._dense, self._data, self._engine = settings, dense, data, engine
-        self._reference: Flow | None = None
+    def __init__(self, settings: PruneSettings, origins: Origins, data: Data, engine: Engine) -> None:
+        self._settings, self._origins, self._data, self._engine = settings, origins, data, engine
+        self._reference: dict[Any, Tensor] | None = None
         self._writers: dict[str, tuple[str, ...]] | None = None
 
     def look(self, network: Network, epoch: Epoch | None = None) -> Look:
@@ -43,43 +46,55 @@ class Watch:
 
     def gap(self, network: Network) -> flow.Gap:
         """How far the network's flow is from the dense network's, of what both have."""
-        dense = flow.surviving(self._dense_flow(), network.removed)
-        return flow.gap(self._flow(network.model, network.masks), dense, self._settings.flow_distance)
+        now, dense = self._measured(network.model), self._surviving(network.removed)
+        if self._settings.stop == "gf":
+            now, dense = (flow.filter_gradients(gradients, network.masks) for gradients in (now, dense))
+        return flow.gap(now, dense, self._settings.flow_distance)
+
+    def _surviving(self, removed: Mapping[str, Sequence[int]]) -> dict[Any, Tensor]:
+        """What was measured on the dense network, without the removed filters and what came from them."""
+        if self._reference is None:
+            self._reference = self._measured(self._origins.dense)
+        if self._settings.stop != "gf":
+            return dict(flow.surviving(self._reference, removed))
+        if not any(removed.values()):
+            return self._reference
+        shadow = copy.deepcopy(self._origins.dense)  # the gradients are removed as the weights are that they belong to
+        with torch.no_grad():
+            for name, layer in layers_of(shadow).items():
+                layer.weight.copy_(self._reference[name])
+        return {name: layer.weight.detach() for name, layer in layers_of(self._origins.without(shadow, removed)).items()}
 
     def moved(self, before: Network, after: Network) -> float:
         """How far the last removal moved the network's flow, of what is left of it: `||after - before|| / ||before||`."""
-        left = flow.surviving(self._flow(before.model), _newly_removed(before, after))
-        return flow.gap(self._flow(after.model), left).total
+        left = flow.surviving(self._measured(before.model), _newly_removed(before, after))
+        return flow.gap(self._measured(after.model), left).total
 
     def drift(self) -> float:
         """How far an epoch of training at the retraining's learning rate moves the dense network's flow, nothing removed."""
-        engine = self._engine
-        moved = copy.deepcopy(self._dense)
-        done = engine.epochs_done
-        engine.fit(moved, self._data.train, 1, "drift", schedule="constant")
-        engine.epochs_done = done  # a measurement: it is no epoch of the run's
-        return flow.gap(self._flow(moved), self._dense_flow(), self._settings.flow_distance).total
+        dense = self._origins.dense
+        moved = Network(copy.deepcopy(dense), NormHistory(), (), count(dense, self._data.shape))
+        self._engine.fit(moved.model, self._data.train, 1, "drift", schedule="constant")
+        return self._engine.group.broadcast(self.gap(moved).total)
 
-    def _dense_flow(self) -> Flow:
-        if self._reference is None:
-            self._reference = self._flow(self._dense)
-        return self._reference
-
-    def _flow(self, model: nn.Module, mask: masks.Masks | None = None) -> Flow:
+    def _measured(self, model: nn.Module) -> dict[Any, Tensor]:
+        """The information flow, or for `gf` the gradients that it comes from."""
         total = self._engine.group.sum
         with self._engine.memory_named("measuring a flow"):
             if self._settings.stop == "gf":
-                return flow.gradient_flow(model, self._batches(), masks=mask, total=total)
+                return dict(flow.gradients(model, self._batches(), total=total))
             if self._writers is None:  # the names of layers: a removal does not change them
                 self._writers = flow.consecutive(model, self._data.shape)
-            return flow.information_flow(model, self._batches(), self._settings.flow_form, writers=self._writers, total=total)
+            form = self._settings.flow_form
+            return dict(flow.information_flow(model, self._batches(), form, writers=self._writers, total=total))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of the first training batches that hold so many images, on the device; the same ones each time."""
         seed_everything(self._settings.seed, FLOW_IMAGES)
-        group, device = self._engine.group, self._engine.device
-        count = -(-self._settings.flow_samples // self._settings.batch_size)
-        for images, labels in islice(self._data.train.shard(group.rank, group.size).epoch(0), count):
+        group, device, train = self._engine.group, self._engine.device, self._data.train
+        per_batch = -(-train.samples // len(train))  # a user's loader has batches of its own size
+        batches = -(-self._settings.flow_samples // per_batch)
+        for images, labels in islice(train.shard(group.rank, group.size).epoch(0), batches):
             yield images.to(device), labels.to(device)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slimcli.networks import resolve, widths
 from slimcli.pipeline.state import Network
-from slimcli.pruning import surgery
+from slimcli.pruning import masks, surgery
 from slimcli.pruning.history import NormHistory
 from slimcli.records import ChannelGroup
 from slimcli.settings import PruneSettings
@@ -49,16 +49,23 @@ class Origins:
         network = copy.deepcopy(found)
         if name == "finetune":
             return network
-        network.model = self.rewound(found.removed) if name == "rewind" else self._fresh(found.model, settings.seed, number)
-        network.history = NormHistory(norm=settings.norm)
-        network.history.record(network.model)
-        return network
+        model = self.rewound(found.removed) if name == "rewind" else self._fresh(found.model, settings.seed, number)
+        return _with_weights_of(model, network, settings.norm)
+
+    def back_to_dense(self, found: Network, settings: PruneSettings) -> Network:
+        """The network `found` with its survivors' weights of the dense network. Its history begins anew with them."""
+        return _with_weights_of(self.without(self.dense, found.removed), copy.deepcopy(found), settings.norm)
 
     def rewound(self, removed: Mapping[str, Sequence[int]]) -> nn.Module:
         """The dense network at its first weights, without the removed filters."""
         model = copy.deepcopy(self.dense)
         if self.known.first is not None:
             model.load_state_dict(dict(self.known.first))
+        return self.without(model, removed)
+
+    def without(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> nn.Module:
+        """A network of the dense one's shape without the filters that were removed: a copy, in eval mode."""
+        model = copy.deepcopy(model)
         surgery.remove(model, self.input_shape, _units(self.groups, removed))
         return model.eval()
 
@@ -71,6 +78,14 @@ class Origins:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
         return model.to(next(slim.parameters()).device).eval()
+
+
+def _with_weights_of(model: nn.Module, network: Network, norm: str) -> Network:
+    """The network with this model in place of its own, its masks kept."""
+    masks.apply(model, network.masks or {})
+    network.model, network.history = model, NormHistory(norm=norm)
+    network.history.record(model)
+    return network
 
 
 def builder(arch: str, classes: int, input_shape: resolve.Shape) -> Callable[[], nn.Module]:

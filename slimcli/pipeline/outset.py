@@ -34,8 +34,10 @@ def start(
         raise SettingsError(
             "there is no norm history to choose pairs by, and --observe-epochs is 0", "observe some, or give --history"
         )
+    if settings.stop in ("if", "flow"):
+        flow.consecutive(model, data.shape)  # refuses a network through which nothing flows
     groups = verify(model, data.shape, surgery.find_groups(model, data.shape, settings.linear))
-    if not any(group.prunable for group in groups):
+    if settings.granularity == "filter" and not any(group.prunable for group in groups):
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:8])
         raise ArchError(
             f"{settings.arch or 'the network'} has no group of channels that can be pruned ({reasons})",
@@ -43,11 +45,9 @@ def start(
         )
     if settings.final == "fresh" and known.build is None:
         raise SettingsError("--final fresh needs to know how the network is built", "name it with arch=")
-    if settings.stop in ("if", "flow"):
-        flow.consecutive(model, data.shape)  # refuses a network through which nothing flows
     network = Network(copy.deepcopy(model), history, groups, count(model, data.shape))
     if settings.granularity == "weight":
-        network.masks = masks.full(network.model)
+        network.masks = masks.of(network.model)
     state = State(network, network, torch.Generator().manual_seed(settings.seed).get_state())
     plan = Plan.of(settings, network, data.shape)
     plan.budget.check_possible(network)

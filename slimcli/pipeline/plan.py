@@ -16,8 +16,14 @@ from slimcli.pruning.amounts import ADAPTIVE, Adaptive, Amount, Fixed, per_group
 from slimcli.records import NetworkCost
 from slimcli.settings import PruneSettings
 
-NONE_LEFT, ITERATIONS_USED_UP = "no group can lose another channel", "the iterations are used up"
-"""Why a loop may end before its budget is met, beside the accuracy that is lost."""
+ENDINGS = {
+    "the iterations are used up": "allow more --iterations, or a larger --amount",
+    "no group can lose another channel": "ask for less",
+    "no layer can lose another weight": "ask for less",
+    "SAP's step is less than one of any layer": "use --pq 1,2, a larger --gamma or --eta, or --amount 10%",
+}
+"""Why a loop may end before its budget is met, beside the accuracy that is lost, and the way out of it."""
+ITERATIONS_USED_UP, NO_CHANNEL, NO_WEIGHT, STEP_TOO_SMALL = ENDINGS
 
 _PARTS = 256
 """How finely the counts of a last iteration are cut, all of them in proportion."""
@@ -48,6 +54,20 @@ class Plan:
             return self.amount.weights(masks.survivors(network.model, network.masks))
         weights = _weights(network)
         return self.budget.trim({group.name: self.amount.filters(group, weights) for group in network.prunable}, network)
+
+    def ending(self, network: Network, iterations: int) -> str:
+        """Why the loop ends here, for the report."""
+        if self.budget.satisfied(network, iterations):
+            return "the budget is met"
+        if self.budget.met(network, iterations):
+            return ITERATIONS_USED_UP
+        if network.masks is not None:
+            left = masks.alive(network.masks) > len(network.masks)
+        else:
+            left = any(group.channels > 1 for group in network.prunable)
+        if isinstance(self.amount, Adaptive) and left:
+            return STEP_TOO_SMALL
+        return NO_CHANNEL if network.masks is None else NO_WEIGHT
 
     def shares(self, network: Network) -> dict[str, dict[str, float]]:
         """Of each group the share that SAP's step takes, by its weights and by the norms of its filters; else empty."""
@@ -135,12 +155,6 @@ class Budget:
         if any((s.macs, s.params, s.widths)):
             return self._small_enough(network)
         return s.iterations is None or iterations >= s.iterations
-
-    def ending(self, network: Network, iterations: int) -> str:
-        """Why the loop ends here, for the report."""
-        if not self.met(network, iterations):
-            return NONE_LEFT
-        return "the budget is met" if self.satisfied(network, iterations) else ITERATIONS_USED_UP
 
     def _small_enough(self, network: Network) -> bool:
         narrow = all(group.channels <= self._widths[group.name] for group in network.prunable if self._widths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from slimcli import processes
-from slimcli.errors import DivergedError
+from slimcli.errors import DivergedError, FlowError
 from slimcli.pipeline.decisions import dead_units, first_batches
 from slimcli.pipeline.last import LastRetraining
 from slimcli.pipeline.state import DONE, Network, State
@@ -71,11 +71,13 @@ class Loop:
         while self.work.state.stage != DONE:
             try:
                 self.work.state.stage = stages[self.work.state.stage]()
-            except DivergedError as error:
-                self._recover(error)
+            except (DivergedError, FlowError) as error:
+                if isinstance(error, FlowError) and self.work.state.stage != "retrain":
+                    raise
+                self._recover(error.message)
         return self._outcome()
 
-    def _recover(self, error: DivergedError) -> None:
+    def _recover(self, lost: str) -> None:
         """Go back to the last saved state with a lower learning rate. If that was tried: of several last retrainings go on with
         the next, else end with the last network that was kept.
         """
@@ -86,22 +88,20 @@ class Loop:
             rate = (self.work.settings.final_lr if state.stage == "final" else None) or self.work.settings.lr
             state.lr_scale = self.work.engine.lr_scale = LOWERED
             lowered = rate * LOWERED
-            warning = f"{error.message}: back to the last saved state, with a learning rate of {lowered:.2g}"
+            warning = f"{lost}: back to the last saved state, with a learning rate of {lowered:.2g}"
             self.work.engine.progress.warn(warning)
-            self.work.note("diverged", message=error.message, lr=lowered)
+            self.work.note("diverged", message=lost, lr=lowered)
             self.work.save()
             return
         state.fit = None
         if state.stage == "final" and self.last.trials.several:
             self.work.note("trial", **asdict(self.last.trials.give_up(state)))
-            self.work.engine.progress.warn(
-                f"{error.message}, also with a lowered learning rate: this last retraining is given up"
-            )
+            self.work.engine.progress.warn(f"{lost}, also with a lowered learning rate: this last retraining is given up")
             state.lr_scale = self.work.engine.lr_scale = 1.0
             self.work.saved("final")
             return
         state.network = state.kept
-        state.diverged = f"{error.message}, also with a lowered learning rate"
+        state.diverged = f"{lost}, also with a lowered learning rate"
         state.reason = state.diverged
         self.work.saved("accept")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -45,8 +46,10 @@ class Turn:
         elif network.history.epochs == 0:
             network.history.record(network.model)
         if self.work.settings.stop in FLOW_STOPS and self.work.settings.epsilon is None:
-            self.work.state.drift = self.work.watch.drift()
-            self.work.note("drift", distance=self.work.state.drift)
+            state = self.work.state
+            state.drift = self.work.watch.drift()
+            state.training_macs += self.work.data.train.samples * 3 * state.network.cost.macs
+            self.work.note("drift", distance=state.drift)
         return self.work.saved("choose")
 
     def choose(self) -> str:
@@ -55,7 +58,7 @@ class Turn:
         counts = self.work.plan.counts(state.kept)
         done = len(state.iterations)
         if self.work.plan.budget.met(state.kept, done) or not any(counts.values()):
-            state.reason = self.work.plan.budget.ending(state.kept, done)
+            state.reason = self.work.plan.ending(state.kept, done)
             return self.work.saved(self._after_the_loop)
         self.work.since, state.seconds = time.perf_counter(), 0.0
         state.network = copy.deepcopy(state.kept)
@@ -106,7 +109,7 @@ class Turn:
         return self._operated(masked={name: before[name] - int(mask.sum()) for name, mask in network.masks.items()}, examples=[])
 
     def _operated(self, **facts: Any) -> str:
-        """Measure what the removal alone cost; under `--rewind` the survivors go back to their first weights then."""
+        """Measure what the removal alone cost; under `--rewind` the survivors go back to their dense weights then."""
         state, network = self.work.state, self.work.state.network
         score = self.work.engine.evaluate(network.model, self.work.data.held_out)
         state.top1_after_surgery = score.top1
@@ -121,7 +124,7 @@ class Turn:
             layers=[asdict(layer) for layer in network.cost.layers],
         )
         if self.work.settings.rewind:
-            state.network = self.work.origins.start("rewind", network, self.work.settings, 0)
+            state.network = self.work.origins.back_to_dense(network, self.work.settings)
         state.allotted = self.work.settings.epochs or 0
         if self.work.settings.stop == "flow":
             self._allot()
@@ -175,7 +178,7 @@ class Turn:
             seconds=round(self.work.elapsed(), 3),
             remaining=remaining_weights(network, self.work.origins.dense),
             stopped=state.allotted < (self.work.settings.epochs or 0) or rule.enough(state.looks),
-            flow_distance=tuple(look.distance for look in state.looks if look.loss is not None and look.distance is not None),
+            flow_distance=tuple(look.distance for look in state.looks if look.distance is not None),
             epsilon=rule.epsilon if isinstance(rule, FlowWithin) else None,
             flow_moved=state.moved,
             undone=undone,
@@ -207,20 +210,32 @@ class Turn:
         return "final" if self.work.state.kept.masks is None else "clear"
 
     def clear(self) -> str:
-        """Of a masked network, take out the filters that have no living weight left, or that nothing reads."""
+        """Of a masked network, take out the filters that have no living weight left, or that nothing reads.
+
+        A filter without weights still gives a constant, its bias: where too much accuracy hangs on it, all stay.
+        """
         state = self.work.state
         network, shape = copy.deepcopy(state.kept), self.work.data.shape
         assert network.masks is not None
-        dead = masks.dead_units(network.masks, network.wirings(shape))
-        if dead:
+        taken: Counter[str] = Counter()
+        while dead := masks.dead_units(network.masks, network.wirings(shape)):
             network.masks = masks.after_removal(network.model, shape, network.masks, dead)
             remove(network, dead, shape, self.work.settings.linear)
+            taken.update({name: len(units) for name, units in dead.items()})
+        if not taken:
+            return self.work.saved("final")
+        score, filters = self.work.engine.evaluate(network.model, self.work.data.held_out), taken.total()
+        if not self._allowed(score.top1):
+            self.work.engine.progress.say(
+                f"{filters} filter(s) without a living weight stay: without the constants that they give, held-out top-1 is "
+                f"{score.top1:.2f}, below the allowed {self.work.lowest:.2f}"
+            )
+            return self.work.saved("final")
         before = state.kept.cost.macs
         state.network = state.kept = network
-        score = self.work.engine.evaluate(network.model, self.work.data.held_out)
         self.work.note(
             "cleared",
-            removed={name: list(units) for name, units in dead.items()},
+            removed=dict(taken),
             top1=score.top1,
             macs=network.cost.macs,
             params=network.cost.params,
@@ -228,7 +243,7 @@ class Turn:
             layers=[asdict(layer) for layer in network.cost.layers],
         )
         saved = f"{1 - network.cost.macs / before:.1%} fewer MACs, held-out top-1 {score.top1:.2f}"
-        self.work.engine.progress.say(f"{sum(map(len, dead.values()))} filter(s) without a living weight are taken out: {saved}")
+        self.work.engine.progress.say(f"{filters} filter(s) without a living weight are taken out: {saved}")
         return self.work.saved("final")
 
 

@@ -44,7 +44,7 @@ class Work:
     store: Store = field(default_factory=InMemory)
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self.settings, self.origins.dense, self.data, self.engine)
+        self.watch = Watch(self.settings, self.origins, self.data, self.engine)
         self.teacher: Teacher | None = None
         if self.settings.distill:
             network = self.taught_by or self.origins.dense

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from slimcli.errors import ArchError, FlowError
 from slimcli.networks.cost import evaluating, layers_of
-from slimcli.pruning.graph import Graph
+from slimcli.pruning.graph import Graph, cannot_run
 from slimcli.settings import FLOW_DISTANCES, FLOW_FORMS
 
 Flow = Mapping[Any, Tensor]
@@ -85,6 +85,11 @@ def gradient_flow(
     It is the gradient of the mean cross-entropy over all images of `batches` (images, labels), times the layer's mask where
     `masks` has one by its name. Otherwise as `information_flow`.
     """
+    return filter_gradients(gradients(model, batches, total=total), masks)
+
+
+def gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, total: Sum = _alone) -> dict[str, Tensor]:
+    """For each conv and linear layer the gradient of the mean cross-entropy by its weights: float32, of the weights' shape."""
     layers = layers_of(model)
     weights = {name: layer.weight for name, layer in layers.items()}
     sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
@@ -102,15 +107,19 @@ def gradient_flow(
     seen = float(total(torch.tensor(float(count), dtype=torch.float64, device=next(model.parameters()).device)))
     if not seen:
         raise FlowError("the gradient flow of no images is not defined", "give at least one batch")
-    flow = {}
-    for name, gradient in sums.items():
-        mean = total(gradient) / seen
-        mask = (masks or {}).get(name)
-        norms = torch.linalg.vector_norm((mean if mask is None else mean * mask).flatten(1), dim=1)
-        if not bool(norms.isfinite().all()):
+    means = {name: (total(gradient) / seen).float() for name, gradient in sums.items()}
+    for name, mean in means.items():
+        if not bool(mean.isfinite().all()):
             raise FlowError(f"the gradient of {name} is not finite", "try a lower --lr")
-        flow[name] = norms.float().cpu()
-    return flow
+    return means
+
+
+def filter_gradients(gradients: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Of gradients (masked, where there are masks) the Euclidean norm of each filter's, by layer."""
+    masked = {name: gradient * masks[name] if masks and name in masks else gradient for name, gradient in gradients.items()}
+    return {
+        name: torch.linalg.vector_norm(gradient.double().flatten(1), dim=1).float().cpu() for name, gradient in masked.items()
+    }
 
 
 def consecutive(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[str, ...]]:
@@ -119,7 +128,10 @@ def consecutive(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple
     Raises `ArchError` for a network in which no layer does.
     """
     with _same_random_numbers(model):
-        writers = Graph(model, input_shape).writers()
+        try:
+            writers = Graph(model, input_shape).writers()
+        except Exception as error:
+            raise cannot_run(input_shape, error) from error
     if not writers:
         raise ArchError(
             "no layer of the network reads another one, so no information flows between layers",
@@ -174,18 +186,15 @@ def _name(key: str | tuple[str, str]) -> str:
     return key if isinstance(key, str) else " -> ".join(key)
 
 
-def surviving(flow: Mapping[Any, Tensor], removed: Mapping[str, Sequence[int]]) -> Flow:
-    """The dense network's flow without the rows and columns of the removed filters (in the dense numbering)."""
+def surviving(flow: Mapping[tuple[str, str], Tensor], removed: Mapping[str, Sequence[int]]) -> dict[tuple[str, str], Tensor]:
+    """An information flow without the rows and columns of the removed filters (in the numbering of the flow's network)."""
 
     def kept(tensor: Tensor, layer: str, axis: int) -> Tensor:
         gone = set(removed.get(layer, ()))
         left = [unit for unit in range(tensor.shape[axis]) if unit not in gone]
         return tensor.index_select(axis, torch.tensor(left)) if gone else tensor
 
-    return {
-        key: kept(tensor, key, 0) if isinstance(key, str) else kept(kept(tensor, key[0], 0), key[1], 1)
-        for key, tensor in flow.items()
-    }
+    return {key: kept(kept(matrix, key[0], 0), key[1], 1) for key, matrix in flow.items()}
 
 
 class _Moments:
@@ -281,7 +290,8 @@ def _watched(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[
     def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, _: Any, output: Tensor) -> None:
             positions = (2, 3) if isinstance(module, nn.Conv2d) else tuple(range(1, output.ndim - 1))
-            outputs.setdefault(name, []).append((output.mean(positions) if positions else output).float())
+            output = output if output.dtype == torch.float64 else output.float()
+            outputs.setdefault(name, []).append(output.mean(positions) if positions else output)
 
         return hook
 

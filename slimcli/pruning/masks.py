@@ -22,6 +22,11 @@ def full(model: nn.Module) -> Masks:
     return {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in layers_of(model).items()}
 
 
+def of(model: nn.Module) -> Masks:
+    """Masks under which every weight is alive that is not zero: those of a network that was masked before."""
+    return {name: layer.weight.detach() != 0 for name, layer in layers_of(model).items() if bool(layer.weight.any())}
+
+
 def alive(masks: Mapping[str, Tensor]) -> int:
     """How many weights are."""
     return sum(int(mask.sum()) for mask in masks.values())
@@ -81,23 +86,29 @@ def held(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def dead_units(masks: Mapping[str, Tensor], wirings: Mapping[str, Wiring]) -> dict[str, tuple[int, ...]]:
-    """For each group the units that no living weight makes, or none reads; one unit always stays.
+    """For each group the units that no living weight makes, or none reads; one unit always stays. Taking them out may leave
+    others so.
 
-    Only where makers and readers are layers with masks can that be known.
+    Only where all makers, or all readers, are layers with masks can that be known; and of units that also get something from
+    elsewhere (`Wiring.fed`) not that nothing makes them.
     """
     dead = {}
     for name, wiring in wirings.items():
-        makers = [maker for maker in wiring.makers if maker.module in masks]
-        readers = [reader for reader in wiring.readers if reader.module in masks]
         units = range(len(wiring.kinds))
         unmade = {
-            unit for unit in units if makers and not any(masks[m.module][list(m.rows[unit])].any() for m in makers)
-        }  # fmt: skip
+            unit
+            for unit in units
+            if unit not in wiring.fed
+            and wiring.makers
+            and all(maker.module in masks for maker in wiring.makers)
+            and not any(masks[maker.module][list(maker.rows[unit])].any() for maker in wiring.makers)
+        }
         unread = {
             unit
             for unit in units
-            if len(readers) == len(wiring.readers) > 0
-            and not any(masks[r.module].transpose(0, 1)[_inputs(masks[r.module], r.inputs[unit])].any() for r in readers)
+            if wiring.readers
+            and all(reader.module in masks for reader in wiring.readers)
+            and not any(_columns(masks[reader.module], reader.inputs[unit]).any() for reader in wiring.readers)
         }
         gone = sorted(unmade | unread)
         if len(gone) == len(wiring.kinds):
@@ -107,9 +118,9 @@ def dead_units(masks: Mapping[str, Tensor], wirings: Mapping[str, Wiring]) -> di
     return dead
 
 
-def _inputs(mask: Tensor, inputs: Sequence[int]) -> list[int]:
-    """The columns of a mask that belong to these input channels: grouped convs number theirs group by group."""
-    return [channel % mask.shape[1] for channel in inputs]
+def _columns(mask: Tensor, channels: Sequence[int]) -> Tensor:
+    """What belongs to these input channels. Grouped convs number theirs group by group: of those all groups' columns."""
+    return mask.transpose(0, 1)[[channel % mask.shape[1] for channel in channels]]
 
 
 @torch.no_grad()

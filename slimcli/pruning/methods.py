@@ -11,7 +11,7 @@ from slimcli.settings import FLOW_STOPS, PruneSettings
 @dataclass(frozen=True)
 class Method:
     """A combination: which filters or weights go (`criterion`), how many (`amount`), when retraining ends (`stop`), how chosen
-    pairs are tied (`penalty`) and merged, whether survivors go back to their first weights after each removal (`rewind`), how
+    pairs are tied (`penalty`) and merged, whether survivors go back to their dense weights after each removal (`rewind`), how
     the last retraining starts (`final`), and whether the dense network teaches in it (`distill`). The controls of `hbfp` are
     retrained as it is, and train plainly in the epochs in which it ties.
     """
@@ -42,7 +42,7 @@ METHODS = {
         penalty="exp",
     ),
     "lth": Method(
-        "magnitude", "a fifth of the smallest, the rest back to their first weights, each time", "20%", rewind=True, tie_epochs=0
+        "magnitude", "a fifth of the smallest, the rest back to their dense weights, each time", "20%", rewind=True, tie_epochs=0
     ),
     "sap": Method("magnitude", "as many of the smallest as the PQ-index of the weights allows", "pq", tie_epochs=0),
     "incop-if": Method("magnitude", "sap, retrained until information flow is back where it was", "pq", "if", tie_epochs=0),
@@ -102,11 +102,13 @@ def resolve(settings: PruneSettings) -> PruneSettings:
 def without_effect(settings: PruneSettings) -> list[str]:
     """A sentence for each setting that was given and that nothing will read; `settings` come from `resolve`."""
     history = settings.criterion == "history"
+    shared = settings.amount == "pq" or settings.granularity == "weight"
     uses = (
         ("--draws", settings.draws, settings.final in ("fresh", "auto"), "--final fresh or auto"),
         ("--epsilon", settings.epsilon, settings.stop in (*FLOW_STOPS, "flow"), "--stop if, gf or flow"),
         ("--window", settings.window, history, "--criterion history"),
         ("--history", settings.history, history, "--criterion history"),
+        ("--scope global", settings.scope == "global" or None, shared, "--amount pq, or --granularity weight"),
         ("--final-lr", settings.final_lr, settings.final_epochs > 0, "--final-epochs above 0"),
     )
     return [f"{flag} has no effect here: it is for {use}" for flag, given, used, use in uses if given is not None and not used]

@@ -31,8 +31,9 @@ def _wiring(graph: Graph, group: ChannelGroup) -> Wiring:
             _collect(made.setdefault(module, [[] for _ in range(group.channels)]), own, units)
     for module, own, units in graph.inputs(tied):
         _collect(read.setdefault(module, [[] for _ in range(group.channels)]), own, units)
+    fed = [unit for unit, given in enumerate(sources) if any(any(row) for _, row in given)]
     if graph.has_loose_parameters(tied):
-        sources = [[unit] for unit in range(group.channels)]
+        sources, fed = [[unit] for unit in range(group.channels)], list(range(group.channels))
     layers = set(graph.layers.values())
     norms = {module: norm for module in made if module in layers and (norm := graph.norm_of(module)) in made}
     makers = tuple(
@@ -41,7 +42,7 @@ def _wiring(graph: Graph, group: ChannelGroup) -> Wiring:
         if module not in norms.values()
     )
     readers = tuple(Reader(graph.names[module], tuple(map(tuple, inputs))) for module, inputs in read.items())
-    return Wiring(makers, readers, tuple(sources.index(source) for source in sources))
+    return Wiring(makers, readers, tuple(sources.index(source) for source in sources), tuple(fed))
 
 
 def _collect(found: list[list[int]], own: Sequence[int], units: Sequence[int]) -> None:

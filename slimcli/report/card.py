@@ -115,7 +115,8 @@ def _macs(repeats: Sequence[JsonDict], steps: Sequence[JsonDict]) -> str:
 def _weights_left(repeats: Sequence[JsonDict]) -> str:
     """Where single weights were removed: how many are left."""
     masked = [step["metrics"] for step in repeats if step["metrics"].get("sparsity")]
-    left = [100 * metrics["iterations"][-1]["remaining"] for metrics in masked if metrics["iterations"]]
+    kept = [[step for step in metrics["iterations"] if step["kept"]] for metrics in masked]
+    left = [100 * steps[-1]["remaining"] for steps in kept if steps]
     return _spread(left, 1) if left else ""
 
 

@@ -29,8 +29,8 @@ def stopping(result: Result) -> Plot | None:
         caption=_caption(rule, met, len(steps)) + moved,
         description="Bars: the epochs of each iteration's retraining, hatched where the rule was not met; squares: weights left."
         + (
-            " Below, for each iteration: a line, the distance of the flow from the dense network's after each epoch, dotted "
-            "what it was to come within; or a bar, how far the removal moved it." * flows
+            " Below, for each iteration: a line, the distance of the flow from the dense network's after the removal and after "
+            "each epoch, dotted what it was to come within; or a bar, how far the removal moved it." * flows
         ),
         size=(9, 5 if flows else 3),
         draw=lambda figure: _draw(figure, steps, flows),
@@ -40,7 +40,7 @@ def stopping(result: Result) -> Plot | None:
             "epochs",
             "rule met",
             "epsilon",
-            "flow distance after each epoch",
+            "flow distance after the removal and each epoch",
             "flow moved by the removal",
         ),
         rows=tuple(
@@ -131,10 +131,9 @@ def _draw(figure: Figure, steps: list[JsonDict], flows: bool) -> None:
         return
     for step in steps:
         distances = step.get("flow_distance") or ()
-        points = [(done + number, distance) for number, distance in enumerate(distances, 1)]
+        points = [(done + number, distance) for number, distance in enumerate(distances)]
         line(bottom, points, "", color=GREEN, marker="o")
         if distances and step.get("epsilon") is not None:
-            bottom.hlines(step["epsilon"], done + 0.6, done + len(distances) + 0.4, color=INK, linestyle=":", linewidth=1)
+            bottom.hlines(step["epsilon"], done - 0.4, done + len(distances) - 0.6, color=INK, linestyle=":", linewidth=1)
         done += len(distances)
-    bottom.set(xlabel="epoch of retraining", ylabel="flow distance", ylim=(0, None))
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bottom.set(xlabel="looks: after each removal, then after each epoch", ylabel="flow distance", ylim=(0, None), xticks=[])

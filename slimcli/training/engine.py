@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from slimcli.errors import DivergedError, MemoryShortError
+from slimcli.networks.cost import evaluating
 from slimcli.progress import Phase, Progress
 from slimcli.records import Loader, Score
 from slimcli.settings import FitSettings
@@ -210,14 +211,13 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Loader) -> Score:
-        """Top-1 accuracy in percent and mean cross-entropy over a split, in full precision. The model is put into eval mode.
+        """Top-1 accuracy in percent and mean cross-entropy over a split, in eval mode and in full precision.
 
         What a user's loader draws at random follows from the seed and the epochs done, as in training.
         """
-        model.eval()
         seed_everything(self.settings.seed, self.epochs_done)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        with self.group.losses_named(), self.memory_named("measuring accuracy"):
+        with evaluating(model), self.group.losses_named(), self.memory_named("measuring accuracy"):
             for images, labels in loader.shard(self.group.rank, self.group.size).epoch(0):
                 if not len(labels):
                     continue

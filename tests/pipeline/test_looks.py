@@ -14,15 +14,18 @@ import slimcli
 from slimcli.errors import ArchError, SettingsError
 from slimcli.networks.cost import layers_of
 from slimcli.pipeline import job
+from slimcli.pipeline.decisions import remove
 from slimcli.pipeline.looks import Watch, rule_of
 from slimcli.pipeline.state import Network
+from slimcli.pipeline.train import train
+from slimcli.pruning import masks
 from slimcli.pruning.stopping import AllEpochs, FlowWithin, Look, drift_epsilon
 from slimcli.records import JsonDict, Score
 from slimcli.report import page
 from slimcli.report.journal import rebuild
 from slimcli.rundir import RunDir
-from slimcli.settings import PruneSettings
-from slimcli.training.engine import Epoch
+from slimcli.settings import PruneSettings, TrainSettings
+from slimcli.training.engine import Engine, Epoch
 from tests.said import Said
 
 QUICK: dict[str, Any] = {
@@ -62,7 +65,7 @@ def test_a_rule_that_is_met_after_the_removal_takes_no_epoch(
     easy = {"margin": 100.0} if stop == "accuracy" else {"epsilon": 1e9}
     metrics, journal, said = run(tiny_checkpoint, tmp_path / "run", method=method, stop=stop, epochs=5, **easy)
     assert [step["epochs"] for step in metrics["iterations"]] == [0, 0]
-    assert all(step["stopped"] and step["flow_distance"] == [] for step in metrics["iterations"])
+    assert all(step["stopped"] and len(step["flow_distance"]) == (stop in ("if", "gf")) for step in metrics["iterations"])
     assert "not met" not in said
     looks = [event for event in journal if event["event"] == "look"]
     assert [look["epoch"] for look in looks] == ([] if stop == "flow" else [0, 0])
@@ -145,8 +148,10 @@ def test_without_an_epsilon_the_drift_of_an_epoch_is_measured_first(tiny_checkpo
     assert drift > 0
     for step in metrics["iterations"]:
         assert step["epsilon"] == drift_epsilon(drift, step["remaining"])
-        assert step["stopped"] == (step["epochs"] == 0 or step["flow_distance"][-1] <= step["epsilon"])
+        assert step["stopped"] == (step["flow_distance"][-1] <= step["epsilon"])
+        assert len(step["flow_distance"]) == step["epochs"] + 1
         assert f"<td>{step['epsilon']:.3f}</td>" in page.write(RunDir(tmp_path / "run")).read_text()
+    assert metrics["epochs"] == 1 + sum(step["epochs"] for step in metrics["iterations"]) + 1  # the drift's, the last ones
     settings = PruneSettings(stop="if")
     assert rule_of(settings, Score(90.0, 0.1, 10), drift, 1.0) == FlowWithin(drift)
     assert rule_of(PruneSettings(stop="if", epsilon=0.5), Score(90.0, 0.1, 10), None, 0.1) == FlowWithin(0.5)
@@ -181,7 +186,7 @@ def test_dead_filters_of_a_masked_network_are_taken_out_before_the_last_retraini
     )
     assert "2 filter(s) without a living weight are taken out" in said
     cleared = next(event for event in journal if event["event"] == "cleared")
-    assert cleared["removed"] == {"conv1": [3, 7]}
+    assert cleared["removed"] == {"conv1": 2}
     assert metrics["layers"][0]["filters"] == [20, 18]
     unfinished = rebuild(journal[: journal.index(cleared) + 1])
     assert unfinished is not None
@@ -192,14 +197,125 @@ def test_dead_filters_of_a_masked_network_are_taken_out_before_the_last_retraini
     assert slimcli.load(tmp_path / "run" / "model.pt").get_submodule("conv1").weight.shape[0] == 18  # type: ignore[union-attr]
 
 
-def test_rewinding_goes_back_to_the_first_weights_after_each_removal(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    settings = {"method": "lth", "granularity": "weight", "epochs": 0, "final_epochs": 0, "iterations": 1}
-    run(tiny_checkpoint, tmp_path / "run", **settings)
-    first = torch.load(tiny_checkpoint, weights_only=True)["first"]
-    for name, layer in layers_of(slimcli.load(tmp_path / "run" / "model.pt")).items():
+@pytest.mark.parametrize(("hangs", "stays"), [(0.0, False), (8.0, True)])
+def test_dead_filters_stay_where_accuracy_hangs_on_the_constants_that_they_give(
+    tiny_checkpoint: Path, tmp_path: Path, hangs: float, stays: bool
+) -> None:
+    """Two filters of conv1 give nothing but their bias, and what conv2 makes of that is taken off its own."""
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    state = content["state_dict"]
+    state["conv1.weight"][[3, 7]] *= 1e-6
+    state["conv2.bias"] -= (hangs - state["conv1.bias"][[3, 7]].clamp(min=0)) @ state["conv2.weight"][:, [3, 7]].sum((2, 3)).T
+    state["conv1.bias"][[3, 7]] = hangs
+    torch.save(content, tmp_path / "model.pt")
+    once = {"method": "lth", "granularity": "weight", "rewind": False, "iterations": 1, "epochs": 0, "final_epochs": 0}
+    metrics, journal, said = run(tmp_path / "model.pt", tmp_path / "run", **once, max_drop=20.0)
+    assert ("2 filter(s) without a living weight stay" in said) == stays
+    assert any(event["event"] == "cleared" for event in journal) != stays
+    assert metrics["layers"][0]["filters"] == [20, 20 if stays else 18]
+    assert metrics["held_out"]["slim"]["top1"] >= metrics["held_out"]["dense"]["top1"] - 20.0
+
+
+def test_what_reads_only_dead_filters_is_dead_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    weights = content["state_dict"]
+    weights["conv1.weight"][3] = 0
+    weights["conv2.weight"][9] = 0
+    weights["conv2.weight"][9, 3] = 1.0  # all that it reads is that filter
+    torch.save(content, tmp_path / "model.pt")
+    once = {"method": "lth", "granularity": "weight", "rewind": False, "iterations": 1, "epochs": 0, "final_epochs": 0}
+    metrics, _, _ = run(tmp_path / "model.pt", tmp_path / "run", **once)
+    assert [layer["filters"] for layer in metrics["layers"][:2]] == [[20, 19], [50, 49]]
+
+
+def test_rewinding_goes_back_to_the_dense_weights_after_each_removal(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"method": "lth", "granularity": "weight", "epochs": 1, "final_epochs": 0, "iterations": 2}
+    _, journal, _ = run(tiny_checkpoint, tmp_path / "run", **settings)
+    assert len([event for event in journal if event["event"] == "epoch"]) == 2
+    run(tiny_checkpoint, tmp_path / "none", **(settings | {"epochs": 0}))
+    dense = layers_of(slimcli.load(tiny_checkpoint))
+    for name, layer in layers_of(slimcli.load(tmp_path / "none" / "model.pt")).items():
         alive = layer.weight != 0
-        assert torch.equal(layer.weight[alive], first[f"{name}.weight"][alive])
-        assert 0.75 < float(alive.float().mean()) < 0.85
+        assert torch.equal(layer.weight[alive], dense[name].weight[alive])
+        assert 0.6 < float(alive.float().mean()) < 0.68
+
+
+@pytest.mark.parametrize("stop", ["accuracy", "if", "gf", "flow"])
+def test_a_rewound_network_keeps_its_masks_where_no_epoch_follows(tiny_checkpoint: Path, tmp_path: Path, stop: str) -> None:
+    easy = {"margin": 100.0} if stop == "accuracy" else {"epsilon": 1e9}
+    settings = {"method": "lth", "granularity": "weight", "final_epochs": 0, "stop": stop}
+    metrics, _, _ = run(tiny_checkpoint, tmp_path / "run", **settings, **easy)
+    assert [step["epochs"] for step in metrics["iterations"]] == [0, 0]
+    layers = layers_of(slimcli.load(tmp_path / "run" / "model.pt")).values()
+    assert sum(int((layer.weight == 0).sum()) for layer in layers) >= metrics["sparsity"]["zeros"] > 100_000
+
+
+def test_a_network_that_was_masked_before_stays_so(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    once = {"method": "lth", "granularity": "weight", "rewind": False, "iterations": 1, "epochs": 1, "final_epochs": 1}
+    run(tiny_checkpoint, tmp_path / "one", **once, amount="50%")
+    metrics, _, _ = run(tmp_path / "one" / "model.pt", tmp_path / "two", **once, amount="20%")
+    assert metrics["iterations"][0]["remaining"] == pytest.approx(0.4, abs=1e-3)
+    assert metrics["sparsity"]["zeros"] / metrics["sparsity"]["weights"] == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize("stop", ["if", "gf"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_removal_that_changes_nothing_moves_no_flow(tiny_checkpoint: Path, tmp_path: Path, stop: str, masked: bool) -> None:
+    """Filters that nothing reads: what is left is compared like with like, without what came from them."""
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    content["state_dict"]["conv2.weight"][:, [1, 4]] = 0
+    torch.save(content, tmp_path / "model.pt")
+    prepared = job.prepare(PruneSettings(model=str(tmp_path / "model.pt"), stop=stop, epsilon=1.0, train_samples=400))
+    data, network = prepared.subject.data, prepared.state.network
+    watch = Watch(prepared.settings, prepared.origins, data, Engine(prepared.settings))
+    if masked:
+        network.masks = masks.full(network.model)
+        network.masks["conv2"][:, [1, 4]] = False
+    else:
+        remove(network, {"conv1": (1, 4)}, data.shape, linear=False)
+    assert watch.gap(network).total < 1e-3
+
+
+LOADERS = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+def build():
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(96, 1, 28, 28), torch.arange(96) % 10)
+    return [DataLoader(data, 16) for _ in range(3)]
+"""
+
+
+def test_a_flow_is_measured_on_so_many_images_whatever_a_loaders_batches_are(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(LOADERS)
+    monkeypatch.chdir(tmp_path)
+    prepared = job.prepare(PruneSettings(model=str(tiny_checkpoint), data="own.py:build", stop="if", flow_samples=64))
+    watch = Watch(prepared.settings, prepared.origins, prepared.subject.data, Engine(prepared.settings))
+    assert sum(len(labels) for _, labels in watch._batches()) == 64
+
+
+@pytest.mark.parametrize("stop", ["accuracy", "if", "gf", "plateau"])
+def test_looking_at_a_network_does_not_change_how_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str) -> None:
+    """Batch norm goes on collecting its statistics in every epoch."""
+    dense, slim = RunDir(tmp_path / "dense"), tmp_path / "slim"
+    train(TrainSettings(arch="resnet20-cifar", data="digits", epochs=1, train_samples=200), dense)
+    original = Watch.look
+
+    def unmet(self: Watch, network: Network, epoch: Epoch | None = None) -> Look:
+        return replace(original(self, network, epoch), top1=-1.0, distance=9.0)
+
+    monkeypatch.setattr(Watch, "look", unmet)
+    settings = {"method": "random", "stop": stop, "epochs": 2, "tie_epochs": 0, "final_epochs": 0, "iterations": 1}
+    metrics, _, _ = run(dense.model, slim, **settings, epsilon=0.1, train_samples=200)
+    assert [step["epochs"] for step in metrics["iterations"]] == [2]
+    batches = [
+        int(torch.load(path, weights_only=True)["state_dict"]["bn1.num_batches_tracked"])
+        for path in (dense.model, slim / "model.pt")
+    ]
+    assert batches[1] - batches[0] == 2 * 2
 
 
 def test_the_same_methods_on_filters_leave_a_smaller_network(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -230,6 +346,26 @@ def test_settings_outside_their_ranges_are_refused(wrong: dict[str, Any], word: 
         PruneSettings(**wrong)
 
 
+MASKED_MLP = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10))
+"""
+
+
+def test_masks_need_no_group_of_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mlp.py").write_text(MASKED_MLP)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(MASKED_MLP, namespace)
+    torch.save(namespace["build"]().state_dict(), tmp_path / "mlp.pt")
+    metrics, _, _ = run(
+        tmp_path / "mlp.pt", tmp_path / "run", arch="mlp.py:build", data="digits", method="lth", granularity="weight", epochs=1
+    )
+    assert metrics["iterations"][-1]["remaining"] == pytest.approx(0.64, abs=0.01)
+
+
 ONE_LAYER = """
 import torch
 from torch import nn
@@ -253,6 +389,6 @@ def test_a_network_of_one_layer_is_refused_before_anything_is_written(tmp_path: 
     exec(ONE_LAYER, namespace)
     torch.save(namespace["build"]().state_dict(), tmp_path / "one.pt")
     settings = PruneSettings(model="one.pt", arch="one.py:build", data="digits", method="sap", stop="if", linear=True)
-    with pytest.raises(ArchError, match="no group of channels"):
+    with pytest.raises(ArchError, match="no information flows between layers"):
         job.run(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from slimcli.errors import SettingsError
 from slimcli.networks import resolve
-from slimcli.pipeline.plan import Plan
+from slimcli.pipeline.plan import ENDINGS, Plan
 from slimcli.settings import PruneSettings
 from tests.shrinking import dense, pruned, without
 
@@ -63,3 +63,12 @@ def test_widths_are_met_where_a_budget_is_met_before_them() -> None:
 def test_widths_are_met_exactly(widths: tuple[int, ...]) -> None:
     network = pruned(DENSE, Plan.of(PruneSettings(amount="50%", widths=widths), DENSE, SHAPE), SHAPE)
     assert tuple(group.channels for group in network.prunable) == widths
+
+
+def test_a_step_of_less_than_a_filter_is_no_lack_of_filters() -> None:
+    plan = Plan.of(PruneSettings(amount="pq", gamma=0.01, macs=0.5), DENSE, SHAPE)
+    assert not any(plan.counts(DENSE).values())
+    ending = plan.ending(DENSE, 0)
+    assert "--pq 1,2" in ENDINGS[ending]
+    narrowest = without(DENSE, {"conv1": 19, "conv2": 49}, SHAPE)
+    assert Plan.of(PruneSettings(amount="pq", macs=0.01), DENSE, SHAPE).ending(narrowest, 0).startswith("no group")

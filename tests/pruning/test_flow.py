@@ -93,10 +93,13 @@ def test_fifty_thousand_samples_in_float32_agree_with_float64(offset: float) -> 
     torch.manual_seed(0)
     model = _Shifted(offset)
     images = torch.randn(50_000, 6)
-    now = information_flow(model, images.split(128), writers={"b": ("a",)})
-    exact = information_flow(model.double(), images.double().split(50_000), writers={"b": ("a",)})
+    now = information_flow(model, images.split(128), writers={"b": ("a",)})["a", "b"].numpy()
+    with torch.no_grad():
+        a = model.double().a(images.double())
+        b = model.b(a)
+    exact = np.corrcoef(a.numpy(), b.numpy(), rowvar=False)[: a.shape[1], a.shape[1] :]
     # With means of 1000 the values themselves carry no more than four digits of their deviations in float32.
-    assert float((now["a", "b"] - exact["a", "b"]).abs().max()) < (1e-4 if offset < 100 else 1e-3)
+    assert float(np.abs(now - exact).max()) < (1e-4 if offset < 100 else 1e-3)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
@@ -151,6 +154,15 @@ def test_processes_that_see_a_part_each_get_what_one_gets(parts: tuple[int, int]
     shared = run(lambda share, total: gradient_flow(model, [share], total=total))
     alone_gradient = gradient_flow(model, [(images, labels)])
     assert all(torch.allclose(shared[key], alone_gradient[key], atol=1e-6) for key in alone_gradient)
+
+
+def test_a_half_precision_network_is_averaged_in_single() -> None:
+    """A mean over many positions of bfloat16 values has more digits than they have."""
+    torch.manual_seed(0)
+    model, images = tiny.Chain().bfloat16(), images_of(64).bfloat16()
+    values = outputs_of(model, images)
+    exact = np.corrcoef(values["conv1"], values["conv2"], rowvar=False)[:6, 6:]
+    assert np.abs(information_flow(model, [images])["conv1", "conv2"].numpy() - exact).max() < 1e-4
 
 
 def test_gradient_flow_is_autograds() -> None:
@@ -229,16 +241,13 @@ def test_survivors_are_compared_with_themselves() -> None:
     model, images = tiny.Chain(), images_of(64)
     with torch.no_grad():
         model.conv2.weight[:, [1, 4]] = 0
-    dense = information_flow(model, [images]), gradient_flow(model, batches_of(images, 64))
+    dense = information_flow(model, [images])
     slim_groups = [group for group in surgery.find_groups(model, tiny.SHAPE) if group.name == "conv1"]
     kept = surgery.remove(model, tiny.SHAPE, {slim_groups[0].name: (1, 4)})
     assert kept == {"conv1": [0, 2, 3, 5]}
-    removed = {"conv1": [1, 4]}
-    now = information_flow(model, [images]), gradient_flow(model, batches_of(images, 64))
-    for before, after in zip(dense, now, strict=True):
-        reference = surviving(before, removed)
-        assert {key: value.shape for key, value in reference.items()} == {key: value.shape for key, value in after.items()}
-    assert gap(now[0], surviving(dense[0], removed)).total < 1e-3
+    now, reference = information_flow(model, [images]), surviving(dense, {"conv1": [1, 4]})
+    assert {key: value.shape for key, value in reference.items()} == {key: value.shape for key, value in now.items()}
+    assert gap(now, reference).total < 1e-3
 
 
 FLOWS = st.lists(st.floats(-10, 10), min_size=6, max_size=6)
