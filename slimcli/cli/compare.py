@@ -14,7 +14,7 @@ from slimcli.rundir import RunDir
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of `slim prune`.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of `slim prune`, or of recipes.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The page to write.")] = Path("compare.html"),
     overwrite: o.Overwrite = False,
     json: o.Json = False,
@@ -26,12 +26,12 @@ def compare(
     folders = [RunDir(run) for run in runs]
     from slimcli.cli import tables
     from slimcli.report.compare import compare as write
-    from slimcli.report.result import read_pruned
+    from slimcli.report.compare import gather
 
-    metrics = [read_pruned(folder).metrics for folder in folders]
-    write(folders, out)
+    results = gather(folders)
+    write(results, out)
     if json:
-        console.print_json({"runs": [{"path": str(run), "metrics": each} for run, each in zip(runs, metrics, strict=True)]})
+        console.print_json({"runs": [{"path": result.path, "metrics": result.metrics} for result in results]})
     else:
-        tables.show(tables.comparison(list(map(str, runs)), metrics))
+        tables.show(tables.comparison([result.name for result in results], [result.metrics for result in results]))
         console.echo(str(out))

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean, stdev
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from slimcli.errors import RunDirError
+from slimcli.records import JsonDict
 from slimcli.report import formats
 from slimcli.report.html import write_page
 from slimcli.report.result import Result, read_pruned
@@ -23,11 +25,19 @@ COLORS = (VERMILLION, SKY, GREEN, ORANGE, PURPLE, BLUE)
 MARKERS = ("o", "s", "^", "v", "P", "X", "*")  # one more than the colours: a combination comes back after 42 runs
 
 
-def compare(runs: Sequence[RunDir], path: Path) -> Path:
-    """Write one page on several pruning runs, finished or not; `RunDirError` where a folder holds none."""
-    if not runs:
+def gather(runs: Sequence[RunDir]) -> list[Result]:
+    """Several pruning runs, finished or not, under names that tell them apart; `RunDirError` where a folder holds none.
+
+    The folder of a recipe stands for all its finished pruning runs that its card shows.
+    """
+    results = _named([read_pruned(run) for given in runs for run in _runs_of(given)])
+    if not results:
         raise RunDirError("there is no run to compare", "name one or more folders that `slim prune` wrote")
-    results = _named([read_pruned(run) for run in runs])
+    return results
+
+
+def compare(results: Sequence[Result], path: Path) -> Path:
+    """Write one page on what was gathered. Repetitions with other seeds are drawn as one, with their deviation."""
     table = [row(result) for result in results]
     return write_page(
         path,
@@ -38,6 +48,13 @@ def compare(runs: Sequence[RunDir], path: Path) -> Path:
         subjects=_subjects(results),
         plots=[pareto(results), courses(results)],
     )
+
+
+def _runs_of(run: RunDir) -> list[RunDir]:
+    """The run itself; of a recipe's folder its finished pruning runs."""
+    steps = _steps(run.path)
+    shown = [event for event in steps if "slim" in event["metrics"] and not event.get("hidden")]
+    return [RunDir(run.path / event["step"]) for event in shown] if steps else [run]
 
 
 def row(result: Result) -> dict[str, str]:
@@ -69,7 +86,8 @@ def pareto(results: Sequence[Result]) -> Plot:
         caption="Further up and further left is better. Large markers are the networks on the test split; "
         "the faint lines are their iterations on the held-out split.",
         description="A scatter chart: to the right, MACs kept in percent of the dense network; upwards, top-1 in percent. "
-        "One marker per run, a hollow diamond for the dense network, and a faint line through each run's iterations.",
+        "One marker per run, with bars for the standard deviation of its repetitions, a hollow diamond for the dense network, "
+        "and a faint line through each run's iterations.",
         size=(9, 4.6),
         draw=lambda figure: _draw(figure, results),
         head=("run", "iteration", "MACs kept", "held-out top-1"),
@@ -81,17 +99,46 @@ def pareto(results: Sequence[Result]) -> Plot:
     )
 
 
+Series = list[Result]
+"""Repetitions of one run with other seeds."""
+
+
+def _series(results: Sequence[Result]) -> dict[str, Series]:
+    found: dict[str, Series] = {}
+    for result in results:
+        found.setdefault(result.series, []).append(result)
+    return {(name if len(series) > 1 else series[0].name): series for name, series in found.items()}
+
+
 def _draw(figure: Figure, results: Sequence[Result]) -> None:
     axes = figure.subplots()
-    for result, color, marker in zip(results, cycle(COLORS), cycle(MARKERS), strict=False):
-        steps = [(100 * step["macs"] / result.dense["macs"], step["top1"]) for step in result.kept_iterations]
-        line(axes, steps, "", color=color, linewidth=1, alpha=0.5, marker=".", markersize=3)
-        end = (100 * result.kept("macs"), result.slim["top1"]) if result.finished else (math.nan, math.nan)
-        line(axes, [end], result.name, color=color, marker=marker, markersize=9, markeredgecolor=INK, linestyle="")
+    for (name, series), color, marker in zip(_series(results).items(), cycle(COLORS), cycle(MARKERS), strict=False):
+        for result in series:
+            steps = [(100 * step["macs"] / result.dense["macs"], step["top1"]) for step in result.kept_iterations]
+            line(axes, steps, "", color=color, linewidth=1, alpha=0.5, marker=".", markersize=3)
+        ends = [(100 * result.kept("macs"), result.slim["top1"]) for result in series if result.finished]
+        macs, top1 = ([end[axis] for end in ends] or [math.nan] for axis in (0, 1))
+        axes.errorbar(
+            fmean(macs),
+            fmean(top1),
+            yerr=_deviation(top1),
+            xerr=_deviation(macs),
+            label=name,
+            color=color,
+            marker=marker,
+            markersize=9,
+            markeredgecolor=INK,
+            linestyle="",
+            elinewidth=1,
+        )
     dense = [(100, top1) for top1 in sorted({result.dense["top1"] for result in results})]
     line(axes, dense, "dense", color=INK, marker="D", markersize=7, markerfacecolor="none", linestyle="")
     axes.set(xlabel="MACs kept (%)", ylabel="top-1 (%)", xlim=(0, 104))
     figure.legend(loc="outside right upper")
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def courses(results: Sequence[Result]) -> Plot:
@@ -100,10 +147,11 @@ def courses(results: Sequence[Result]) -> Plot:
         name="courses",
         title="How the runs got there",
         caption="After each iteration: held-out accuracy, epochs of its retraining, weights left. Below on the right the time "
-        "that all iterations took together, with all the epochs of the run in brackets.",
+        "of the whole run, with all its epochs in brackets. Repetitions with other seeds are drawn as their mean and standard "
+        "deviation.",
         description="Three line charts over the iterations: held-out top-1, epochs of retraining, weights left in percent; and "
-        "bars: minutes of each run. One colour and marker per run, as above.",
-        size=(9, 6.4 + 0.12 * len(results)),
+        "bars: minutes of each run. One colour and marker per run, as above, with a band for its standard deviation.",
+        size=(9, 6.4 + 0.14 * len(_series(results))),
         draw=lambda figure: _draw_courses(figure, results),
         head=("run", "iteration", "held-out top-1", "epochs", "weights left", "seconds"),
         rows=tuple(
@@ -123,45 +171,86 @@ def courses(results: Sequence[Result]) -> Plot:
 
 def _draw_courses(figure: Figure, results: Sequence[Result]) -> None:
     panels = figure.subplots(2, 2)
+    drawn = list(zip(_series(results).items(), cycle(COLORS), cycle(MARKERS), strict=False))
     wanted = (("top1", 1, "held-out top-1 (%)"), ("epochs", 1, "epochs of retraining"), ("remaining", 100, "weights left (%)"))
     for axes, (key, scale, label) in zip(panels.flat, wanted, strict=False):
-        for result, color, marker in zip(results, cycle(COLORS), cycle(MARKERS), strict=False):
-            points = [(step["index"], scale * step[key]) for step in result.iterations if key in step]
-            line(axes, points, result.name if axes is panels[0, 0] else "", color=color, marker=marker, markersize=4, linewidth=1)
+        for (name, series), color, marker in drawn:
+            points = _course(series, key, scale)
+            means = [(index, fmean(values)) for index, values in points.items()]
+            line(axes, means, name if axes is panels[0, 0] else "", color=color, marker=marker, markersize=4, linewidth=1)
+            spread = [_deviation(values) for values in points.values()]
+            if any(spread):
+                low, high = ([mean + side * each for (_, mean), each in zip(means, spread, strict=True)] for side in (-1, 1))
+                axes.fill_between(list(points), low, high, color=color, alpha=0.15, linewidth=0)
         axes.set(xlabel="iteration", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if key == "epochs":
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylim(0, None)
     bars = panels[1, 1]
-    for place, (result, color) in enumerate(zip(results, cycle(COLORS), strict=False)):
-        minutes = sum(step.get("seconds", 0) for step in result.iterations) / 60
-        bars.barh(place, minutes, color=color)
-        said = f" {formats.duration(60 * minutes)} ({result.metrics.get('epochs', '?')})"
-        bars.annotate(said, (minutes, place), va="center", fontsize=7)
+    for place, ((_, series), color, _) in enumerate(drawn):
+        minutes, epochs = ([each(result) for result in series] for each in (_minutes, _epochs))
+        bars.barh(place, fmean(minutes), xerr=_deviation(minutes) or None, color=color, error_kw={"linewidth": 0.8})
+        said = f" {formats.duration(60 * fmean(minutes))} ({fmean(epochs):.0f})"
+        bars.annotate(said, (fmean(minutes) + _deviation(minutes), place), va="center", fontsize=7)
     bars.set(xlabel="minutes (epochs)", yticks=[])
     bars.invert_yaxis()
     bars.margins(x=0.25)
     if any(result.iterations for result in results):
-        figure.legend(loc="outside lower center", ncols=4)
+        figure.legend(loc="outside lower center", ncols=3)
+
+
+def _course(series: Series, key: str, scale: float) -> dict[int, list[float]]:
+    """Iteration -> the value of each repetition that came so far."""
+    found: dict[int, list[float]] = {}
+    for result in series:
+        for step in result.iterations:
+            if key in step:
+                found.setdefault(step["index"], []).append(scale * step[key])
+    return dict(sorted(found.items()))
+
+
+def _minutes(result: Result) -> float:
+    return result.seconds / 60
+
+
+def _epochs(result: Result) -> float:
+    return float(result.metrics.get("epochs", math.nan))
 
 
 def _named(results: list[Result]) -> list[Result]:
     """A recipe's step is called what the recipe calls it; runs of the same name are told apart by their paths."""
-    labels = {run: label for parent in {Path(result.path).parent for result in results} for run, label in _labels(parent).items()}
-    results = [replace(result, name=labels.get(Path(result.path), result.name)) for result in results]
-    taken = Counter(result.name for result in results)
-    return [replace(result, name=result.path) if taken[result.name] > 1 else result for result in results]
-
-
-def _labels(container: Path) -> dict[Path, str]:
-    """Of a recipe's run folder: what the recipe calls each finished step, with its seed; empty for any other folder."""
-    journal = RunDir(container).read_journal() if RunDir(container).journal.exists() else []
-    return {
-        container / event["step"]: event["label"] + ("" if event["seed"] is None else f", seed {event['seed']}")
-        for event in journal
-        if event["event"] == "step"
+    steps = {
+        parent / event["step"]: event for parent in {Path(result.path).parent for result in results} for event in _steps(parent)
     }
+    named = []
+    for result in results:
+        event = steps.get(Path(result.path))
+        if event is not None:
+            seed = "" if event["seed"] is None else f", seed {event['seed']}"
+            series = f"{Path(result.path).parent}: {event['label']}"
+            result = replace(result, name=event["label"] + seed, series=series)
+        named.append(result)
+    names, labels = Counter(result.name for result in named), Counter(_label(series) for series in {r.series for r in named})
+    return [
+        replace(
+            result,
+            name=result.path if names[result.name] > 1 else result.name,
+            series=result.series if labels[_label(result.series)] > 1 else _label(result.series),
+        )
+        for result in named
+    ]
+
+
+def _label(series: str) -> str:
+    """Without the folder of the recipe."""
+    return series.rpartition(": ")[2]
+
+
+def _steps(container: Path) -> list[JsonDict]:
+    """Of a recipe's run folder: its finished steps; empty for any other folder."""
+    journal = RunDir(container).read_journal() if RunDir(container).journal.exists() else []
+    return [event for event in journal if event["event"] == "step"]
 
 
 def _subjects(results: Sequence[Result]) -> list[str]:

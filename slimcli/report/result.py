@@ -10,7 +10,7 @@ from slimcli.errors import RunDirError
 from slimcli.records import JsonDict
 from slimcli.report.formats import plural, signed
 from slimcli.report.journal import of_kind, rebuild
-from slimcli.report.standing import owner, way_on
+from slimcli.report.standing import owner, way_on, worked_seconds
 from slimcli.rundir import RunDir
 
 
@@ -18,7 +18,8 @@ from slimcli.rundir import RunDir
 class Result:
     """What `metrics.json` holds (or would, as far as the run got), the journal's events, the recipe's text and its settings.
 
-    `running` is whether the run's process lived when this was read. A training run has no slim network.
+    `running` is whether the run's process lived when this was read, `seconds` how long it worked. A training run has no slim
+    network. `series` is what the run has in common with its repetitions with other seeds: by itself its name.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Result:
     recipe: str
     settings: JsonDict
     running: bool
+    seconds: float = 0.0
+    series: str = ""
 
     def of_kind(self, event: str) -> list[JsonDict]:
         """The journal's events of one kind, in order."""
@@ -97,6 +100,8 @@ def read(run: RunDir) -> Result:
         recipe=run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else "",
         settings=run.read_recipe().get("prune", {}) if run.recipe.exists() else {},
         running=owner(run.path) is not None,
+        seconds=worked_seconds(events, run.journal.stat().st_mtime) if events else 0.0,
+        series=run.path.resolve().name,
     )
 
 

@@ -95,7 +95,7 @@ class Watch:
             top1=epoch.get("top1"),
             losses=tuple(event["loss"] for event in of_kind(events, "epoch")),
             iterations=tuple(fields(step) for step in of_kind(events, "iteration")),
-            seconds=_seconds(events, run.journal.stat().st_mtime if pid is None or finished else time.time()),
+            seconds=worked_seconds(events, run.journal.stat().st_mtime if pid is None or finished else time.time()),
             remark=_remark(events),
             reason=end.get("reason", ""),
             shortfall=finished.get("shortfall", ""),
@@ -134,7 +134,7 @@ def way_on(folder: Path, command: str) -> str:
     return f"slim {command} --resume {shlex.quote(str(folder))}"
 
 
-def _seconds(events: Sequence[JsonDict], until: float) -> float:
+def worked_seconds(events: Sequence[JsonDict], until: float) -> float:
     """How long the run has worked: since it began or was taken up again, and in the epochs before that."""
     started = last(events, "start", "resumed") or {}
     return earlier_seconds(events) + (max(0.0, until - started["time"]) if "time" in started else 0.0)

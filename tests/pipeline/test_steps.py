@@ -13,7 +13,7 @@ from slimcli.errors import FellShortError, SettingsError, SlimError
 from slimcli.pipeline.child import Child
 from slimcli.pipeline.recipe import resume_recipe, run_recipe
 from slimcli.pipeline.steps import read
-from slimcli.report.compare import compare
+from slimcli.report.compare import _course, _series, compare, gather
 from slimcli.rundir import RunDir
 from slimcli.training.engine import Engine
 from tests.said import Said
@@ -193,9 +193,19 @@ def test_the_card_has_one_row_a_step_with_means_over_the_seeds(whole: Path) -> N
 
 def test_steps_of_a_recipe_are_compared_by_their_names(whole: Path, tmp_path: Path) -> None:
     runs = [RunDir(whole / "out" / f"seed-{seed}-prune-2") for seed in (3, 5)]
-    page = compare([*runs, RunDir(whole / "out" / "seed-5-prune-3")], tmp_path / "page.html").read_text()
+    page = compare(gather([*runs, RunDir(whole / "out" / "seed-5-prune-3")]), tmp_path / "page.html").read_text()
     assert all(name in page for name in ("II, seed 3", "II, seed 5", "other, seed 5"))
     assert "How the runs got there" in page
+
+
+def test_the_folder_of_a_recipe_stands_for_the_runs_that_its_card_shows(whole: Path) -> None:
+    results = gather([RunDir(whole / "out")])
+    shown = {f"{name}, seed {seed}" for name in ("I", "II", "taught") for seed in (3, 5)}
+    assert {result.name for result in results} == shown
+    assert {result.series for result in results} == {"I", "II", "taught"}
+    assert all(result.seconds > 0 for result in results)
+    means = {name: [len(values) for values in _course(series, "top1", 1).values()] for name, series in _series(results).items()}
+    assert all(number == 2 for numbers in means.values() for number in numbers), "a curve is the mean of both seeds"
 
 
 def test_a_repeated_recipe_goes_on(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

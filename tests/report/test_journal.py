@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from slimcli.cli import tables
 from slimcli.errors import RunDirError
 from slimcli.report import page
-from slimcli.report.compare import compare
+from slimcli.report.compare import compare, gather
 from slimcli.report.journal import Tail, parsed, rebuild
 from slimcli.report.page import summary
 from slimcli.report.plots import plots
@@ -243,11 +243,11 @@ def test_a_training_run_has_a_page_of_its_own(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_stands_beside_finished_ones(tmp_path: Path) -> None:
     done, half = make_run(tmp_path / "done", METRICS, EVENTS), make_run(tmp_path / "half", None, EVENTS[:12])
-    text = check_stands_alone(compare([done, half], tmp_path / "compare.html").read_text()).text
+    text = check_stands_alone(compare(gather([done, half]), tmp_path / "compare.html").read_text()).text
     assert "unfinished" in text
     tables.comparison(["done", "half"], [read(done).metrics, read(half).metrics])
     with pytest.raises(RunDirError, match="no pruned network"):
-        compare([make_run(tmp_path / "train", None, TRAINING)], tmp_path / "compare.html")
+        compare(gather([make_run(tmp_path / "train", None, TRAINING)]), tmp_path / "compare.html")
 
 
 @given(

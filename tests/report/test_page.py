@@ -16,7 +16,7 @@ import tomli_w
 
 from slimcli.errors import RunDirError
 from slimcli.report import page
-from slimcli.report.compare import compare
+from slimcli.report.compare import compare, gather
 from slimcli.rundir import RunDir
 
 JsonDict = dict[str, Any]
@@ -241,14 +241,14 @@ def test_a_run_that_has_measured_nothing_is_refused(tmp_path: Path, content: Jso
         page.write(run)
     assert not run.report.exists()
     with pytest.raises(RunDirError):
-        compare([run], tmp_path / "compare.html")
+        compare(gather([run]), tmp_path / "compare.html")
 
 
 def test_compare_puts_runs_of_one_name_on_one_page(tmp_path: Path, metrics: JsonDict) -> None:
     first = make_run(tmp_path / "a" / "run", metrics)
     second = make_run(tmp_path / "b" / "run", metrics | {"method": "l1", "iterations": []}, events=[])
     third = make_run(tmp_path / "other", metrics | {"data": "mnist"})
-    path = compare([first, second, third], tmp_path / "compare.html")
+    path = compare(gather([first, second, third]), tmp_path / "compare.html")
     outline = check_stands_alone(path.read_text())
     assert outline.tags["svg"] == 2
     for name in (str(first.path), str(second.path), "other"):
@@ -259,7 +259,7 @@ def test_compare_puts_runs_of_one_name_on_one_page(tmp_path: Path, metrics: Json
 
 def test_compare_wants_a_run(tmp_path: Path) -> None:
     with pytest.raises(RunDirError):
-        compare([], tmp_path / "compare.html")
+        compare(gather([]), tmp_path / "compare.html")
 
 
 def test_reporting_loads_neither_pyplot_nor_torch() -> None:
