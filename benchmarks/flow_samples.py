@@ -4,9 +4,9 @@
     python benchmarks/flow_samples.py resnet20-cifar cifar10 --checkpoint FILE --images 20000 \
         --epochs 2 --iterations 4 --samples 512 2048 8192
 
-Along SAP's iterations (p, q = 0.5, 1; single weights) every epoch of retraining is measured on the first N images for each N,
-and on all. A decision is the epoch at which the rule `if` (or `gf`) stops the retraining of an iteration, for several epsilons,
-and the number of epochs that `flow` gives it; each N has its own dense flow and drift.
+Along SAP's iterations (p, q = 0.5, 1; single weights) the network is measured after each removal and each epoch of retraining,
+on the first N images for each N, and on all. A decision is the epoch at which the rule `if` (or `gf`) stops the retraining of an
+iteration, for several epsilons, and the number of epochs that `flow` gives it; each N has its own dense flow and drift.
 """
 
 from __future__ import annotations
@@ -71,24 +71,29 @@ def main() -> None:
 
     seconds = {(kind, count): 0.0 for kind in KINDS for count in sizes}
 
-    def measured(network: nn.Module, held: masks.Masks | None = None) -> dict[tuple[str, int], flow.Flow]:
+    def measured(network: nn.Module) -> dict[tuple[str, int], flow.Flow]:
         found: dict[tuple[str, int], flow.Flow] = {}
         for kind, count in seconds:
             started = time.perf_counter()
             found[kind, count] = (
                 flow.information_flow(network, batches(count), writers=writers)
                 if kind == "if"
-                else flow.gradient_flow(network, batches(count), masks=held)
+                else flow.gradients(network, batches(count))
             )
             seconds[kind, count] = time.perf_counter() - started
         return found
+
+    def distance(kind: str, now: flow.Flow, then: flow.Flow, held: masks.Masks | None = None) -> float:
+        if kind == "gf":
+            now, then = flow.filter_gradients(now, held), flow.filter_gradients(then, held)
+        return flow.gap(now, then).total
 
     dense = measured(model)
     moved = copy.deepcopy(model)
     started = time.perf_counter()
     engine.fit(moved, data.train, 1, "drift", schedule="constant")
     epoch_seconds = time.perf_counter() - started
-    drift = {key: flow.gap(found, dense[key]).total for key, found in measured(moved).items()}
+    drift = {key: distance(key[0], found, dense[key]) for key, found in measured(moved).items()}
     held, total = masks.full(model), masks.alive(masks.full(model))
     looks: list[tuple[float, dict[tuple[str, int], list[Look]]]] = []
     owed, allotted = dict.fromkeys(sizes, 0.0), {count: list[int]() for count in sizes}
@@ -97,17 +102,17 @@ def main() -> None:
         before = measured(model)
         held = masks.without_smallest(model, held, counts)
         masks.apply(model, held)
-        after = measured(model, held)
+        after = measured(model)
         for size in sizes:
-            moved = flow.gap(after["if", size], before["if", size]).total
-            epochs, owed[size] = allotment(owed[size] + moved**2, MOST)
+            broken = distance("if", after["if", size], before["if", size])
+            epochs, owed[size] = allotment(owed[size] + broken**2, MOST)
             allotted[size].append(epochs)
-        seen: dict[tuple[str, int], list[Look]] = {key: [] for key in seconds}
+        seen = {key: [Look(None, distance=distance(key[0], found, dense[key], held))] for key, found in after.items()}
 
         def look(epoch: Epoch, state: FitState, held: masks.Masks = held, seen: dict[tuple[str, int], list[Look]] = seen) -> None:
             model.eval()
-            for key, found in measured(model, held).items():
-                seen[key].append(Look(epoch.loss, distance=flow.gap(found, dense[key]).total))
+            for key, found in measured(model).items():
+                seen[key].append(Look(epoch.loss, distance=distance(key[0], found, dense[key], held)))
             model.train()
 
         with masks.held(model, held):
@@ -144,9 +149,9 @@ def main() -> None:
 
 
 def stop(drift: float, remaining: float, looks: list[Look]) -> int:
-    """The epoch after which the rule ends the retraining."""
+    """The epoch after which the rule ends the retraining; 0 where it is met right after the removal."""
     rule = FlowWithin(drift_epsilon(drift, remaining))
-    return next((at for at in range(1, len(looks) + 1) if rule.enough(looks[:at])), len(looks) + 1)
+    return next((at for at in range(len(looks)) if rule.enough(looks[: at + 1])), len(looks))
 
 
 if __name__ == "__main__":

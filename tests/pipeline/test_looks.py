@@ -16,8 +16,10 @@ from slimcli.networks.cost import layers_of
 from slimcli.pipeline import job
 from slimcli.pipeline.decisions import remove
 from slimcli.pipeline.looks import Watch, rule_of
+from slimcli.pipeline.prune import Loop
 from slimcli.pipeline.state import Network
 from slimcli.pipeline.train import train
+from slimcli.pipeline.work import Work
 from slimcli.pruning import masks
 from slimcli.pruning.stopping import AllEpochs, FlowWithin, Look, drift_epsilon
 from slimcli.records import JsonDict, Score
@@ -295,6 +297,25 @@ def test_a_flow_is_measured_on_so_many_images_whatever_a_loaders_batches_are(
     prepared = job.prepare(PruneSettings(model=str(tiny_checkpoint), data="own.py:build", stop="if", flow_samples=64))
     watch = Watch(prepared.settings, prepared.origins, prepared.subject.data, Engine(prepared.settings))
     assert sum(len(labels) for _, labels in watch._batches()) == 64
+
+
+@pytest.mark.parametrize("stop", ["accuracy", "plateau", "if", "gf", "flow"])
+def test_no_rule_and_no_choice_sees_a_test_image(tiny_checkpoint: Path, stop: str) -> None:
+    class Unseen:
+        """A test split that may not be opened."""
+
+        samples = 10
+
+        def shard(self, rank: int, world: int) -> Unseen:
+            raise AssertionError("a test image was looked at")
+
+    settings = PruneSettings(model=str(tiny_checkpoint), stop=stop, tie_epochs=1, epochs=2, **QUICK)
+    prepared = job.prepare(settings)
+    data = replace(prepared.subject.data, test=Unseen())
+    outcome = Loop(
+        Work(prepared.state, prepared.plan, prepared.origins, data, prepared.settings, Engine(prepared.settings))
+    ).run()
+    assert len(outcome.iterations) == 2
 
 
 @pytest.mark.parametrize("stop", ["accuracy", "if", "gf", "plateau"])
