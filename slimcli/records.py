@@ -69,12 +69,13 @@ class ChannelGroup:
 class Maker:
     """A module that has parameters for every unit of a channel group: `rows[u]` are those that belong to unit `u`.
 
-    `norm` is the batch norm that alone reads it, where there is one.
+    `norm` is the batch norm that alone reads it, where there is one. `scales`: it only scales and shifts what it gets.
     """
 
     module: str
     rows: tuple[tuple[int, ...], ...]
     norm: str = ""
+    scales: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,10 @@ class Iteration:
 
     `removed` counts filters, or weights at that granularity; `remaining` is the share of the dense network's conv and linear
     weights that are left. `epochs` are those of its retraining, `stopped` says whether the stopping rule ended it before their
-    limit, `flow_distance` is the distance before the first and after each of them where the rule looks at a flow and `epsilon`
-    what it was to come within; `flow_moved` is how far the removal moved the flow where epochs are given out for that. `undone`:
-    the retraining went beyond the allowed drop, and the network was kept as it was right after the removal.
+    limit. Where the rule looks at a flow, `flow_distance` is the distance after each of them (before the first:
+    `flow_distance_after_surgery`) and `epsilon` what it was to come within; `flow_moved` is how far the removal moved the flow
+    where epochs are given out for that. `undone`: the retraining went beyond the allowed drop, and the network was kept as it
+    was right after the removal.
     """
 
     index: int
@@ -133,6 +135,7 @@ class Iteration:
     remaining: float
     stopped: bool = False
     flow_distance: tuple[float, ...] = ()
+    flow_distance_after_surgery: float | None = None
     epsilon: float | None = None
     flow_moved: float | None = None
     undone: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import re
 import signal
 import sys
 from typing import Annotated, Any
@@ -97,7 +98,8 @@ def _run(arguments: list[str]) -> int:
 def _usage_hint(error: Any) -> str:
     context = getattr(error, "ctx", None)
     page = f"see `{context.command_path} --help`" if context is not None else "see `slim --help`"
-    if "unexpected extra argument" in error.format_message():
+    extra = re.search(r"unexpected extra argument\S* \((.+)\)", error.format_message())
+    if extra and all(part.isdecimal() for part in extra[1].split()):
         return f"lists are written with commas and without spaces, as --widths 4,5; {page}"
     return page
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -26,12 +26,16 @@ def numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> tuple
         raise SettingsError(f"{flag} {text!r} is no list of numbers", f"write them with commas, for example {flag} 4,5") from None
 
 
-def fraction(text: str) -> float:
-    """`"0.25"` and `"25%"` as 0.25. Raises `SettingsError` for anything that is neither."""
-    try:
-        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        raise SettingsError(f"{text!r} is no fraction", "give the part to keep: 0.25, or 25%") from None
+def fraction_of(flag: str) -> Callable[[str], float]:
+    """What reads `"0.25"` and `"25%"` as 0.25, and raises `SettingsError` for anything that is neither."""
+
+    def fraction(text: str) -> float:
+        try:
+            return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            raise SettingsError(f"{flag} {text!r} is no fraction", "give the part to keep: 0.25, or 25%") from None
+
+    return fraction
 
 
 def shape(text: str | None) -> tuple[int, int, int] | None:
@@ -157,12 +161,15 @@ History = Annotated[
 Macs = Annotated[
     float | None,
     typer.Option(
-        parser=fraction, metavar="FRACTION", help="Of the MACs, to keep: 0.25 or 25% keeps a quarter.", rich_help_panel=_BUDGET
+        parser=fraction_of("--macs"),
+        metavar="FRACTION",
+        help="Of the MACs, to keep: 0.25 or 25% keeps a quarter.",
+        rich_help_panel=_BUDGET,
     ),
 ]
 Params = Annotated[
     float | None,
-    typer.Option(parser=fraction, metavar="FRACTION", help="Of the parameters, to keep.", rich_help_panel=_BUDGET),
+    typer.Option(parser=fraction_of("--params"), metavar="FRACTION", help="Of the parameters, to keep.", rich_help_panel=_BUDGET),
 ]
 Widths = Annotated[
     str | None,
@@ -246,7 +253,7 @@ Rewind = Annotated[
     bool | None,
     typer.Option(
         "--rewind/--no-rewind",
-        help="After each removal the survivors go back to the weights that MODEL has.",
+        help="After each removal the survivors go back to the weights of MODEL (to those before training: --final rewind).",
         show_default="the method's",
         rich_help_panel=_PARTS,
     ),

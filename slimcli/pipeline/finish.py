@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from slimcli.networks.cost import layers_of
 from slimcli.pipeline.decisions import also_removed
 from slimcli.pipeline.deploy import bench_run, describe, export_both, first_images
 from slimcli.pipeline.origins import Origins
-from slimcli.pipeline.plan import ENDINGS, Plan
+from slimcli.pipeline.plan import WAYS_OUT, Plan
 from slimcli.pipeline.prune import Outcome
 from slimcli.pipeline.state import Network, State
 from slimcli.pipeline.subject import Subject
@@ -79,7 +80,7 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
     if settings.deploy:
         undeployed = _deploy(job, outcome, folder, metrics, engine.progress)
         shortfall = "; ".join(filter(None, (shortfall, undeployed)))
-    folder.append("finished", shortfall=shortfall)
+    folder.append("finished", time=time.time(), shortfall=shortfall)
     return Result(folder, metrics, shortfall)
 
 
@@ -119,14 +120,20 @@ def _shortfall(settings: PruneSettings, outcome: Outcome, folder: RunDir) -> str
     if outcome.diverged:
         return f"{outcome.diverged}; the last network that was kept is {folder.model} (try a lower --lr)"
     if not outcome.budget_met:
-        lost = "allow a larger --max-drop, smaller steps with --amount, or more --epochs"
-        way_out = next((way for ending, way in ENDINGS.items() if outcome.reason.startswith(ending)), lost)
+        way_out = _way_out(outcome.reason, "allow a larger --max-drop, smaller steps with --amount, or more --epochs")
         kept = f"the last network within the allowed drop is {folder.model}"
         return f"the budget was not reached: {outcome.reason}; {kept} ({way_out})"
     unlimited = not any((settings.macs, settings.params, settings.widths)) and settings.iterations is None
     if unlimited and not any(step.kept for step in outcome.iterations):
-        return f"nothing was removed: {outcome.reason} (allow a larger --max-drop, or more --epochs)"
+        return (
+            f"nothing was removed: {outcome.reason} ({_way_out(outcome.reason, 'allow a larger --max-drop, or more --epochs')})"
+        )
     return ""
+
+
+def _way_out(reason: str, lost: str) -> str:
+    """By the reason for which the loop ended; `lost` where it was accuracy."""
+    return next((way for ending, way in WAYS_OUT.items() if reason.startswith(ending)), lost)
 
 
 def _deploy(job: Prepared, outcome: Outcome, folder: RunDir, metrics: JsonDict, progress: Progress) -> str:

@@ -58,6 +58,8 @@ def prepare(settings: PruneSettings) -> Prepared:
     settings = replace(settings, arch=subject.checkpoint.arch)
     teacher = _teacher(settings, subject)
     state, plan, origins = start(subject.model, subject.data, history, settings, _past(subject, settings.arch or ""))
+    if zeros := sum(int((~mask).sum()) for mask in (state.network.masks or {}).values()):
+        notes.append(f"{zeros:,} weights are zero already: they stay so")
     return Prepared(settings, subject, state, plan, origins, tuple(notes), teacher=teacher)
 
 

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from slimcli.data.loaders import Data
-from slimcli.networks.cost import count, layers_of
+from slimcli.networks.cost import layers_of
 from slimcli.pipeline.origins import Origins
 from slimcli.pipeline.state import Network
 from slimcli.pruning import flow, masks
-from slimcli.pruning.history import NormHistory
 from slimcli.pruning.stopping import AccuracyBack, AllEpochs, FlowWithin, Look, LossPlateau, Rule, drift_epsilon
 from slimcli.records import Score
 from slimcli.settings import FLOW_STOPS, PruneSettings
@@ -31,6 +30,7 @@ class Watch:
     def __init__(self, settings: PruneSettings, origins: Origins, data: Data, engine: Engine) -> None:
         self._settings, self._origins, self._data, self._engine = settings, origins, data, engine
         self._reference: dict[Any, Tensor] | None = None
+        self._slim: tuple[dict[str, Sequence[int]], dict[Any, Tensor]] | None = None
         self._writers: dict[str, tuple[str, ...]] | None = None
 
     def look(self, network: Network, epoch: Epoch | None = None) -> Look:
@@ -57,9 +57,14 @@ class Watch:
             self._reference = self._measured(self._origins.dense)
         if self._settings.stop != "gf":
             return dict(flow.surviving(self._reference, removed))
-        if not any(removed.values()):
-            return self._reference
-        shadow = copy.deepcopy(self._origins.dense)  # the gradients are removed as the weights are that they belong to
+        if self._slim is None or self._slim[0] != removed:
+            self._slim = copy.deepcopy(dict(removed)), self._slimmed(removed)
+        return self._slim[1]
+
+    def _slimmed(self, removed: Mapping[str, Sequence[int]]) -> dict[Any, Tensor]:
+        """The dense network's gradients, removed as the weights are that they belong to."""
+        assert self._reference is not None
+        shadow = copy.deepcopy(self._origins.dense)
         with torch.no_grad():
             for name, layer in layers_of(shadow).items():
                 layer.weight.copy_(self._reference[name])
@@ -70,11 +75,13 @@ class Watch:
         left = flow.surviving(self._measured(before.model), _newly_removed(before, after))
         return flow.gap(self._measured(after.model), left).total
 
-    def drift(self) -> float:
-        """How far an epoch of training at the retraining's learning rate moves the dense network's flow, nothing removed."""
-        dense = self._origins.dense
-        moved = Network(copy.deepcopy(dense), NormHistory(), (), count(dense, self._data.shape))
-        self._engine.fit(moved.model, self._data.train, 1, "drift", schedule="constant")
+    def drift(self, network: Network) -> float:
+        """How far an epoch of training at the retraining's learning rate moves a network's flow from the dense one's, nothing
+        removed.
+        """
+        moved = copy.deepcopy(network)
+        with masks.held(moved.model, moved.masks or {}):
+            self._engine.fit(moved.model, self._data.train, 1, "drift", schedule="constant")
         return self._engine.group.broadcast(self.gap(moved).total)
 
     def _measured(self, model: nn.Module) -> dict[Any, Tensor]:

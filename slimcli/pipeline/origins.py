@@ -1,4 +1,4 @@
-"""Where the last retraining of a found shape may start: where pruning left it, at its first weights, or anew."""
+"""What a found shape may be given other weights from: the dense network, its first weights, new ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NEW_WEIGHTS = 10**9
 
 @dataclass(frozen=True)
 class Origins:
-    """What the starts of a found shape are made from: the network that pruning began with, its channel groups, its past.
+    """The network that pruning began with, its channel groups, its past: what retraining starts from, and what is compared with.
 
     Where its first weights are unknown, those that it was given with take their place.
     """

@@ -16,14 +16,16 @@ from slimcli.pruning.amounts import ADAPTIVE, Adaptive, Amount, Fixed, per_group
 from slimcli.records import NetworkCost
 from slimcli.settings import PruneSettings
 
-ENDINGS = {
-    "the iterations are used up": "allow more --iterations, or a larger --amount",
-    "no group can lose another channel": "ask for less",
-    "no layer can lose another weight": "ask for less",
-    "SAP's step is less than one of any layer": "use --pq 1,2, a larger --gamma or --eta, or --amount 10%",
+ITERATIONS_USED_UP = "the iterations are used up"
+NO_CHANNEL, NO_WEIGHT = "no group can lose another channel", "no layer can lose another weight"
+STEP_TOO_SMALL = "SAP's step is less than one of any layer"
+WAYS_OUT = {
+    ITERATIONS_USED_UP: "allow more --iterations, or a larger --amount",
+    NO_CHANNEL: "ask for less",
+    NO_WEIGHT: "ask for less",
+    STEP_TOO_SMALL: "use --pq 1,2, a larger --gamma or --eta, or --amount 10%",
 }
-"""Why a loop may end before its budget is met, beside the accuracy that is lost, and the way out of it."""
-ITERATIONS_USED_UP, NO_CHANNEL, NO_WEIGHT, STEP_TOO_SMALL = ENDINGS
+"""Of the reasons for which a loop may end before its budget is met, beside the accuracy that is lost."""
 
 _PARTS = 256
 """How finely the counts of a last iteration are cut, all of them in proportion."""
@@ -57,17 +59,13 @@ class Plan:
 
     def ending(self, network: Network, iterations: int) -> str:
         """Why the loop ends here, for the report."""
-        if self.budget.satisfied(network, iterations):
-            return "the budget is met"
         if self.budget.met(network, iterations):
-            return ITERATIONS_USED_UP
+            return "the budget is met" if self.budget.satisfied(network, iterations) else ITERATIONS_USED_UP
         if network.masks is not None:
-            left = masks.alive(network.masks) > len(network.masks)
+            nothing_left, left = NO_WEIGHT, masks.alive(network.masks) > len(network.masks)
         else:
-            left = any(group.channels > 1 for group in network.prunable)
-        if isinstance(self.amount, Adaptive) and left:
-            return STEP_TOO_SMALL
-        return NO_CHANNEL if network.masks is None else NO_WEIGHT
+            nothing_left, left = NO_CHANNEL, self.budget.leaves_any(network)
+        return STEP_TOO_SMALL if left and isinstance(self.amount, Adaptive) else nothing_left
 
     def shares(self, network: Network) -> dict[str, dict[str, float]]:
         """Of each group the share that SAP's step takes, by its weights and by the norms of its filters; else empty."""
@@ -155,6 +153,10 @@ class Budget:
         if any((s.macs, s.params, s.widths)):
             return self._small_enough(network)
         return s.iterations is None or iterations >= s.iterations
+
+    def leaves_any(self, network: Network) -> bool:
+        """Whether a group could still lose a channel and be no narrower than was asked for."""
+        return any(group.channels > self._widths.get(group.name, 1) for group in network.prunable)
 
     def _small_enough(self, network: Network) -> bool:
         narrow = all(group.channels <= self._widths[group.name] for group in network.prunable if self._widths)

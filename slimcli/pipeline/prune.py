@@ -41,8 +41,9 @@ class Outcome:
 class Loop:
     """Takes the state from stage to stage: the turns of the loop (`turn.py`), then the last retraining (`last.py`).
 
-    A loss that is lost takes the run back to the last saved state, once with a lower learning rate; the second time it ends
-    with the last network that was kept.
+    A loss that is lost, or a flow that can no longer be measured, takes the run back to the last saved state, once with a lower
+    learning rate; the second time it goes on with the network right after surgery where that is within the allowed drop, else
+    it ends with the last network that was kept.
     """
 
     def __init__(self, work: Work) -> None:
@@ -72,8 +73,8 @@ class Loop:
             try:
                 self.work.state.stage = stages[self.work.state.stage]()
             except (DivergedError, FlowError) as error:
-                if isinstance(error, FlowError) and self.work.state.stage != "retrain":
-                    raise
+                if isinstance(error, FlowError) and self.work.state.fit is None:
+                    raise  # no training led to it, and none would mend it
                 self._recover(error.message)
         return self._outcome()
 
@@ -100,7 +101,13 @@ class Loop:
             state.lr_scale = self.work.engine.lr_scale = 1.0
             self.work.saved("final")
             return
-        state.network = state.kept
+        if state.stage == "retrain" and state.unretrained is not None:
+            self.work.engine.progress.warn(f"{lost}, also with a lowered learning rate: kept as it was right after surgery")
+            state.network, state.looks = state.unretrained, []
+            state.lr_scale = self.work.engine.lr_scale = 1.0
+            self.work.saved("judge")
+            return
+        state.network, state.unretrained, state.looks = state.kept, None, []
         state.diverged = f"{lost}, also with a lowered learning rate"
         state.reason = state.diverged
         self.work.saved("accept")

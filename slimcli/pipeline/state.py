@@ -155,7 +155,8 @@ class State:
         kept = Network.from_content(content["kept"], dense, input_shape)
         network = Network.from_content(content["network"], dense, input_shape) if content["network"] else kept
         best = Network.from_content(content["best"], dense, input_shape) if content["best"] else None
-        unretrained = Network.from_content(content["unretrained"], dense, input_shape) if content["unretrained"] else None
+        after_surgery = content.get("unretrained")  # a state of an older version has none
+        unretrained = Network.from_content(after_surgery, dense, input_shape) if after_surgery else None
         return cls(
             **{
                 **{key: value for key, value in content.items() if key != "best_is_network"},

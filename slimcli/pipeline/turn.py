@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Turn:
             network.history.record(network.model)
         if self.work.settings.stop in FLOW_STOPS and self.work.settings.epsilon is None:
             state = self.work.state
-            state.drift = self.work.watch.drift()
+            state.drift = self.work.watch.drift(state.network)
             state.training_macs += self.work.data.train.samples * 3 * state.network.cost.macs
             self.work.note("drift", distance=state.drift)
         return self.work.saved("choose")
@@ -151,7 +151,10 @@ class Turn:
         return "judge"
 
     def _rule(self) -> Rule:
-        remaining = remaining_weights(self.work.state.network, self.work.origins.dense)
+        network, dense = self.work.state.network, self.work.origins.dense
+        remaining = remaining_weights(network, dense)
+        if network.masks is not None:  # of those that the run began with: it may have been given a masked network
+            remaining /= remaining_weights(replace(network, masks=masks.of(dense)), dense)
         return rule_of(self.work.settings, self.work.dense_score, self.work.state.drift, remaining)
 
     def judge(self) -> str:
@@ -160,8 +163,8 @@ class Turn:
         """
         state, network = self.work.state, self.work.state.network
         top1 = self.work.engine.evaluate(network.model, self.work.data.held_out).top1
-        undone = state.unretrained is not None and not self._allowed(top1)
-        if state.unretrained is not None and undone:
+        if undone := state.unretrained is not None and not self._allowed(top1):
+            assert state.unretrained is not None
             state.network, top1 = state.unretrained, state.top1_after_surgery
             network = state.network
         alive = masks.alive(network.masks) if network.masks is not None else network.filters
@@ -177,8 +180,9 @@ class Turn:
             removed=before - alive,
             seconds=round(self.work.elapsed(), 3),
             remaining=remaining_weights(network, self.work.origins.dense),
-            stopped=state.allotted < (self.work.settings.epochs or 0) or rule.enough(state.looks),
-            flow_distance=tuple(look.distance for look in state.looks if look.distance is not None),
+            stopped=state.allotted < (self.work.settings.epochs or 0) or (bool(state.looks) and rule.enough(state.looks)),
+            flow_distance=tuple(look.distance for look in state.looks if look.loss is not None and look.distance is not None),
+            flow_distance_after_surgery=state.looks[0].distance if state.looks else None,
             epsilon=rule.epsilon if isinstance(rule, FlowWithin) else None,
             flow_moved=state.moved,
             undone=undone,
@@ -199,8 +203,9 @@ class Turn:
 
     def _flows(self, step: Iteration) -> str:
         """What the rule went by, where it went by a flow."""
-        if step.epsilon is not None and step.flow_distance:
-            return f", flow distance {step.flow_distance[-1]:.3f} where {step.epsilon:.3f} is asked for"
+        if step.epsilon is not None and step.flow_distance_after_surgery is not None:
+            now = (step.flow_distance_after_surgery, *step.flow_distance)[-1]
+            return f", flow distance {now:.3f} where {step.epsilon:.3f} is asked for"
         if step.flow_moved is not None:
             return f", {step.flow_moved**2:.0%} of the flow broken and {self.work.state.owed:.0%} carried over"
         return ""
@@ -230,12 +235,13 @@ class Turn:
                 f"{filters} filter(s) without a living weight stay: without the constants that they give, held-out top-1 is "
                 f"{score.top1:.2f}, below the allowed {self.work.lowest:.2f}"
             )
+            self.work.note("dead_stay", filters=dict(taken), top1=score.top1)
             return self.work.saved("final")
         before = state.kept.cost.macs
         state.network = state.kept = network
         self.work.note(
             "cleared",
-            removed=dict(taken),
+            filters=dict(taken),
             top1=score.top1,
             macs=network.cost.macs,
             params=network.cost.params,

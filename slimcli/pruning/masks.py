@@ -23,8 +23,11 @@ def full(model: nn.Module) -> Masks:
 
 
 def of(model: nn.Module) -> Masks:
-    """Masks under which every weight is alive that is not zero: those of a network that was masked before."""
-    return {name: layer.weight.detach() != 0 for name, layer in layers_of(model).items() if bool(layer.weight.any())}
+    """Masks under which every weight is alive that is not zero: those of a network that was masked before. A layer of zeros alone
+    is alive: it has yet to be trained.
+    """
+    alive = {name: layer.weight.detach() != 0 for name, layer in layers_of(model).items()}
+    return {name: mask if bool(mask.any()) else ~mask for name, mask in alive.items()}
 
 
 def alive(masks: Mapping[str, Tensor]) -> int:
@@ -94,14 +97,14 @@ def dead_units(masks: Mapping[str, Tensor], wirings: Mapping[str, Wiring]) -> di
     """
     dead = {}
     for name, wiring in wirings.items():
-        units = range(len(wiring.kinds))
+        units, makers = range(len(wiring.kinds)), [maker for maker in wiring.makers if not maker.scales]
         unmade = {
             unit
             for unit in units
             if unit not in wiring.fed
-            and wiring.makers
-            and all(maker.module in masks for maker in wiring.makers)
-            and not any(masks[maker.module][list(maker.rows[unit])].any() for maker in wiring.makers)
+            and makers
+            and all(maker.module in masks for maker in makers)
+            and not any(masks[maker.module][list(maker.rows[unit])].any() for maker in makers)
         }
         unread = {
             unit

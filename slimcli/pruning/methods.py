@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from slimcli.errors import SettingsError, suggest
 from slimcli.settings import FLOW_STOPS, PruneSettings
@@ -100,18 +100,35 @@ def resolve(settings: PruneSettings) -> PruneSettings:
 
 
 def without_effect(settings: PruneSettings) -> list[str]:
-    """A sentence for each setting that was given and that nothing will read; `settings` come from `resolve`."""
-    history = settings.criterion == "history"
-    shared = settings.amount == "pq" or settings.granularity == "weight"
+    """A sentence for each setting that is not at its default and that nothing will read; `settings` come from `resolve`."""
+    s, defaults = settings, {field.name: field.default for field in fields(PruneSettings)}
+    history, pq, taught = s.criterion == "history", s.amount == "pq", bool(s.distill)
+    flow = s.stop in (*FLOW_STOPS, "flow")
     uses = (
-        ("--draws", settings.draws, settings.final in ("fresh", "auto"), "--final fresh or auto"),
-        ("--epsilon", settings.epsilon, settings.stop in (*FLOW_STOPS, "flow"), "--stop if, gf or flow"),
-        ("--window", settings.window, history, "--criterion history"),
-        ("--history", settings.history, history, "--criterion history"),
-        ("--scope global", settings.scope == "global" or None, shared, "--amount pq, or --granularity weight"),
-        ("--final-lr", settings.final_lr, settings.final_epochs > 0, "--final-epochs above 0"),
+        ("draws", s.final in ("fresh", "auto"), "--final fresh or auto"),
+        ("epsilon", flow, "--stop if, gf or flow"),
+        ("flow_samples", flow, "--stop if, gf or flow"),
+        ("flow_form", s.stop in ("if", "flow"), "--stop if or flow"),
+        ("flow_distance", s.stop in FLOW_STOPS, "--stop if or gf"),
+        ("margin", s.stop == "accuracy", "--stop accuracy"),
+        ("window", history, "--criterion history"),
+        ("history", history, "--criterion history"),
+        ("distance", history, "--criterion history"),
+        ("lambda_", s.penalty in ("tie", "exp"), "--penalty tie or exp"),
+        ("gamma", pq, "--amount pq"),
+        ("beta", pq, "--amount pq"),
+        ("eta", pq, "--amount pq"),
+        ("pq", pq, "--amount pq"),
+        ("scope", pq or s.granularity == "weight", "--amount pq, or --granularity weight"),
+        ("final_lr", s.final_epochs > 0, "--final-epochs above 0"),
+        ("distill_weight", taught, "--distill"),
+        ("distill_temperature", taught, "--distill"),
     )
-    return [f"{flag} has no effect here: it is for {use}" for flag, given, used, use in uses if given is not None and not used]
+    return [
+        f"--{name.rstrip('_').replace('_', '-')} has no effect here: it is for {use}"
+        for name, used, use in uses
+        if getattr(s, name) != defaults[name] and not used
+    ]
 
 
 def _check_granularity(settings: PruneSettings) -> None:

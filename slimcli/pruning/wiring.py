@@ -11,6 +11,8 @@ from slimcli.networks.shortcut import ChannelPad
 from slimcli.pruning.graph import Graph
 from slimcli.records import ChannelGroup, Maker, Reader, Wiring
 
+_SCALING = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
+
 
 def wiring_of(model: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]) -> dict[str, Wiring]:
     """For each of these groups by name: who makes its units, who reads them. The model is left as it is."""
@@ -37,7 +39,12 @@ def _wiring(graph: Graph, group: ChannelGroup) -> Wiring:
     layers = set(graph.layers.values())
     norms = {module: norm for module in made if module in layers and (norm := graph.norm_of(module)) in made}
     makers = tuple(
-        Maker(graph.names[module], tuple(map(tuple, rows)), graph.names[norms[module]] if module in norms else "")
+        Maker(
+            graph.names[module],
+            tuple(map(tuple, rows)),
+            graph.names[norms[module]] if module in norms else "",
+            isinstance(module, _SCALING),
+        )
         for module, rows in made.items()
         if module not in norms.values()
     )

@@ -30,7 +30,8 @@ def gather(runs: Sequence[RunDir]) -> list[Result]:
 
     The folder of a recipe stands for all its finished pruning runs that its card shows.
     """
-    results = _named([read_pruned(run) for given in runs for run in _runs_of(given)])
+    given = [each for run in runs for each in _runs_of(run)]
+    results = _named([read_pruned(run) for run in {run.path.resolve(): run for run in given}.values()])
     if not results:
         raise RunDirError("there is no run to compare", "name one or more folders that `slim prune` wrote")
     return results
@@ -53,8 +54,12 @@ def compare(results: Sequence[Result], path: Path) -> Path:
 def _runs_of(run: RunDir) -> list[RunDir]:
     """The run itself; of a recipe's folder its finished pruning runs."""
     steps = _steps(run.path)
-    shown = [event for event in steps if "slim" in event["metrics"] and not event.get("hidden")]
-    return [RunDir(run.path / event["step"]) for event in shown] if steps else [run]
+    if not steps:
+        return [run]
+    shown = [event["step"] for event in steps if "slim" in event["metrics"] and not event.get("hidden")]
+    if not shown:
+        raise RunDirError(f"{run.path} holds no pruned network to compare", "name a folder that `slim prune` wrote")
+    return [RunDir(run.path / step) for step in shown]
 
 
 def row(result: Result) -> dict[str, str]:
@@ -191,7 +196,7 @@ def _draw_courses(figure: Figure, results: Sequence[Result]) -> None:
     for place, ((_, series), color, _) in enumerate(drawn):
         minutes, epochs = ([each(result) for result in series] for each in (_minutes, _epochs))
         bars.barh(place, fmean(minutes), xerr=_deviation(minutes) or None, color=color, error_kw={"linewidth": 0.8})
-        said = f" {formats.duration(60 * fmean(minutes))} ({fmean(epochs):.0f})"
+        said = f" {formats.duration(60 * fmean(minutes))}" + ("" if math.isnan(fmean(epochs)) else f" ({fmean(epochs):.0f})")
         bars.annotate(said, (fmean(minutes) + _deviation(minutes), place), va="center", fontsize=7)
     bars.set(xlabel="minutes (epochs)", yticks=[])
     bars.invert_yaxis()
@@ -218,33 +223,24 @@ def _epochs(result: Result) -> float:
     return float(result.metrics.get("epochs", math.nan))
 
 
-def _named(results: list[Result]) -> list[Result]:
-    """A recipe's step is called what the recipe calls it; runs of the same name are told apart by their paths."""
-    steps = {
-        parent / event["step"]: event for parent in {Path(result.path).parent for result in results} for event in _steps(parent)
-    }
-    named = []
-    for result in results:
-        event = steps.get(Path(result.path))
-        if event is not None:
-            seed = "" if event["seed"] is None else f", seed {event['seed']}"
-            series = f"{Path(result.path).parent}: {event['label']}"
-            result = replace(result, name=event["label"] + seed, series=series)
-        named.append(result)
-    names, labels = Counter(result.name for result in named), Counter(_label(series) for series in {r.series for r in named})
-    return [
-        replace(
-            result,
-            name=result.path if names[result.name] > 1 else result.name,
-            series=result.series if labels[_label(result.series)] > 1 else _label(result.series),
-        )
-        for result in named
+def _named(results: Sequence[Result]) -> list[Result]:
+    """A recipe's step is called what the recipe calls it, and shares that with its repetitions with other seeds; what would be
+    called the same is told apart by its path.
+    """
+    parents = {Path(result.path).parent for result in results}
+    steps = {parent / event["step"]: event for parent in parents for event in _steps(parent)}
+    events = [steps.get(Path(result.path), {}) for result in results]
+    keys = [
+        (Path(result.path).parent, str(event["label"])) if event else (Path(result.path), result.name)
+        for result, event in zip(results, events, strict=True)
     ]
-
-
-def _label(series: str) -> str:
-    """Without the folder of the recipe."""
-    return series.rpartition(": ")[2]
+    taken = Counter(name for _, name in dict.fromkeys(keys))
+    named = []
+    for result, event, (place, name) in zip(results, events, keys, strict=True):
+        series = name if taken[name] == 1 else f"{place}: {name}" if event else str(place)
+        seed = f", seed {event['seed']}" if event.get("seed") is not None else ""
+        named.append(replace(result, name=series + seed, series=series, seconds=event.get("seconds", result.seconds)))
+    return named
 
 
 def _steps(container: Path) -> list[JsonDict]:

@@ -20,7 +20,7 @@ def stopping(result: Result) -> Plot | None:
     if rule == "epochs" or not steps:
         return None
     met = sum(bool(step.get("stopped")) for step in steps)
-    flows = any(step.get("flow_distance") or step.get("flow_moved") is not None for step in steps)
+    flows = any(_distances(step) or step.get("flow_moved") is not None for step in steps)
     drift = next((event["distance"] for event in result.of_kind("drift")), None)
     moved = f" An epoch without a removal moves the dense network's flow by {drift:.3f}." if drift is not None else ""
     return Plot(
@@ -50,12 +50,18 @@ def stopping(result: Result) -> Plot | None:
                 str(step["epochs"]),
                 "yes" if step.get("stopped") else "no",
                 f"{step['epsilon']:.3f}" if step.get("epsilon") is not None else "",
-                " ".join(f"{distance:.3f}" for distance in step.get("flow_distance") or ()),
+                " ".join(f"{distance:.3f}" for distance in _distances(step)),
                 f"{step['flow_moved']:.3f}" if step.get("flow_moved") is not None else "",
             )
             for step in steps
         ),
     )
+
+
+def _distances(step: JsonDict) -> list[float]:
+    """Right after the removal, and after each epoch."""
+    first = step.get("flow_distance_after_surgery")
+    return [*([] if first is None else [first]), *(step.get("flow_distance") or ())]
 
 
 def _caption(rule: str, met: int, count: int) -> str:
@@ -130,7 +136,7 @@ def _draw(figure: Figure, steps: list[JsonDict], flows: bool) -> None:
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         return
     for step in steps:
-        distances = step.get("flow_distance") or ()
+        distances = _distances(step)
         points = [(done + number, distance) for number, distance in enumerate(distances)]
         line(bottom, points, "", color=GREEN, marker="o")
         if distances and step.get("epsilon") is not None:

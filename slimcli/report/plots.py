@@ -120,7 +120,7 @@ def _kept(step: JsonDict) -> str:
 
 def _draw_iterations(figure: Figure, result: Result) -> None:
     steps, kept = result.iterations, result.kept_iterations
-    undone = [step for step in steps if not step.get("kept", True)]
+    taken_back = [step for step in steps if not step.get("kept", True)]
     last = len(steps) + 1
 
     def share(some: list[JsonDict]) -> list[tuple[float, float]]:
@@ -131,14 +131,14 @@ def _draw_iterations(figure: Figure, result: Result) -> None:
     line(top, after_surgery, "right after surgery", color=SKY, marker="v", linestyle=":", linewidth=1)
     line(top, [(step["index"], step["top1"]) for step in kept], "after retraining", color=VERMILLION, marker="o")
     crosses = {"color": INK, "marker": "x", "linestyle": "", "markersize": 6}
-    line(top, [(step["index"], step["top1"]) for step in undone], "taken back", **crosses)
+    line(top, [(step["index"], step["top1"]) for step in taken_back], "taken back", **crosses)
     end = [(last, 100 * result.kept("macs"))] if result.finished else []
     if held_out := result.metrics.get("held_out"):
         star = {"color": GREEN, "marker": "*", "linestyle": "", "markersize": 10}
         line(top, [(last, held_out["slim"]["top1"])] if end else [], "slim network, after the final training", **star)
         line(top, [(0, held_out["dense"]["top1"])], "dense", color=INK, marker="s", linestyle="")
     line(bottom, [(0, 100), *share(kept), *end], "kept", color=VERMILLION, marker="o")
-    line(bottom, share(undone), "taken back", **crosses)
+    line(bottom, share(taken_back), "taken back", **crosses)
     top.set_ylabel("held-out top-1 (%)")
     bottom.set(xlabel="iteration (0 is the dense network)", ylabel="MACs kept (%)", ylim=(0, 107))
     every = math.ceil(len(steps) / 25)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from slimcli.errors import RunDirError
 from slimcli.records import JsonDict
 from slimcli.report.formats import plural, signed
-from slimcli.report.journal import of_kind, rebuild
+from slimcli.report.journal import last, of_kind, rebuild
 from slimcli.report.standing import owner, way_on, worked_seconds
 from slimcli.rundir import RunDir
 
@@ -19,7 +20,7 @@ class Result:
     """What `metrics.json` holds (or would, as far as the run got), the journal's events, the recipe's text and its settings.
 
     `running` is whether the run's process lived when this was read, `seconds` how long it worked. A training run has no slim
-    network. `series` is what the run has in common with its repetitions with other seeds: by itself its name.
+    network. `series` is the name that the run has in common with its repetitions with other seeds.
     """
 
     name: str
@@ -100,9 +101,16 @@ def read(run: RunDir) -> Result:
         recipe=run.recipe.read_text(encoding="utf-8") if run.recipe.exists() else "",
         settings=run.read_recipe().get("prune", {}) if run.recipe.exists() else {},
         running=owner(run.path) is not None,
-        seconds=worked_seconds(events, run.journal.stat().st_mtime) if events else 0.0,
-        series=run.path.resolve().name,
+        seconds=_seconds(events, run),
     )
+
+
+def _seconds(events: Sequence[JsonDict], run: RunDir) -> float:
+    """How long the run worked: until it finished, or so far."""
+    if not events:
+        return 0.0
+    ended = (last(events, "finished") or {}).get("time")
+    return worked_seconds(events, run.journal.stat().st_mtime if ended is None else ended)
 
 
 def read_pruned(run: RunDir) -> Result:

@@ -85,7 +85,7 @@ def _iterations(standing: Standing) -> Table:
             percent(step["macs"] / dense["macs"]),
             percent(step["params"] / dense["params"]),
             f"{step['top1']:.2f} %",
-            "yes" if step["kept"] else "no, taken back",
+            "no, taken back" if not step["kept"] else "as after surgery" if step.get("undone") else "yes",
         )
     return table
 

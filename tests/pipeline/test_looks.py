@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import slimcli
-from slimcli.errors import ArchError, SettingsError
+from slimcli.errors import ArchError, DivergedError, FlowError, SettingsError
 from slimcli.networks.cost import layers_of
 from slimcli.pipeline import job
 from slimcli.pipeline.decisions import remove
@@ -67,7 +70,8 @@ def test_a_rule_that_is_met_after_the_removal_takes_no_epoch(
     easy = {"margin": 100.0} if stop == "accuracy" else {"epsilon": 1e9}
     metrics, journal, said = run(tiny_checkpoint, tmp_path / "run", method=method, stop=stop, epochs=5, **easy)
     assert [step["epochs"] for step in metrics["iterations"]] == [0, 0]
-    assert all(step["stopped"] and len(step["flow_distance"]) == (stop in ("if", "gf")) for step in metrics["iterations"])
+    assert all(step["stopped"] and step["flow_distance"] == [] for step in metrics["iterations"])
+    assert all((step["flow_distance_after_surgery"] is not None) == (stop in ("if", "gf")) for step in metrics["iterations"])
     assert "not met" not in said
     looks = [event for event in journal if event["event"] == "look"]
     assert [look["epoch"] for look in looks] == ([] if stop == "flow" else [0, 0])
@@ -150,8 +154,9 @@ def test_without_an_epsilon_the_drift_of_an_epoch_is_measured_first(tiny_checkpo
     assert drift > 0
     for step in metrics["iterations"]:
         assert step["epsilon"] == drift_epsilon(drift, step["remaining"])
-        assert step["stopped"] == (step["flow_distance"][-1] <= step["epsilon"])
-        assert len(step["flow_distance"]) == step["epochs"] + 1
+        distances = [step["flow_distance_after_surgery"], *step["flow_distance"]]
+        assert step["stopped"] == (distances[-1] <= step["epsilon"])
+        assert len(step["flow_distance"]) == step["epochs"]
         assert f"<td>{step['epsilon']:.3f}</td>" in page.write(RunDir(tmp_path / "run")).read_text()
     assert metrics["epochs"] == 1 + sum(step["epochs"] for step in metrics["iterations"]) + 1  # the drift's, the last ones
     settings = PruneSettings(stop="if")
@@ -188,7 +193,7 @@ def test_dead_filters_of_a_masked_network_are_taken_out_before_the_last_retraini
     )
     assert "2 filter(s) without a living weight are taken out" in said
     cleared = next(event for event in journal if event["event"] == "cleared")
-    assert cleared["removed"] == {"conv1": 2}
+    assert cleared["filters"] == {"conv1": 2}
     assert metrics["layers"][0]["filters"] == [20, 18]
     unfinished = rebuild(journal[: journal.index(cleared) + 1])
     assert unfinished is not None
@@ -231,12 +236,12 @@ def test_what_reads_only_dead_filters_is_dead_too(tiny_checkpoint: Path, tmp_pat
 
 
 def test_rewinding_goes_back_to_the_dense_weights_after_each_removal(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    settings = {"method": "lth", "granularity": "weight", "epochs": 1, "final_epochs": 0, "iterations": 2}
+    """An epoch of training before each removal: what survives has none of it afterwards."""
+    settings = {"method": "lth", "granularity": "weight", "tie_epochs": 1, "epochs": 0, "final_epochs": 0, "iterations": 2}
     _, journal, _ = run(tiny_checkpoint, tmp_path / "run", **settings)
     assert len([event for event in journal if event["event"] == "epoch"]) == 2
-    run(tiny_checkpoint, tmp_path / "none", **(settings | {"epochs": 0}))
     dense = layers_of(slimcli.load(tiny_checkpoint))
-    for name, layer in layers_of(slimcli.load(tmp_path / "none" / "model.pt")).items():
+    for name, layer in layers_of(slimcli.load(tmp_path / "run" / "model.pt")).items():
         alive = layer.weight != 0
         assert torch.equal(layer.weight[alive], dense[name].weight[alive])
         assert 0.6 < float(alive.float().mean()) < 0.68
@@ -256,8 +261,31 @@ def test_a_network_that_was_masked_before_stays_so(tiny_checkpoint: Path, tmp_pa
     once = {"method": "lth", "granularity": "weight", "rewind": False, "iterations": 1, "epochs": 1, "final_epochs": 1}
     run(tiny_checkpoint, tmp_path / "one", **once, amount="50%")
     metrics, _, _ = run(tmp_path / "one" / "model.pt", tmp_path / "two", **once, amount="20%")
+    assert "weights are zero already" in " ".join(metrics["notes"])
     assert metrics["iterations"][0]["remaining"] == pytest.approx(0.4, abs=1e-3)
     assert metrics["sparsity"]["zeros"] / metrics["sparsity"]["weights"] == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize("stop", ["if", "gf"])
+def test_the_drift_of_a_masked_network_is_one_under_its_masks(tiny_checkpoint: Path, stop: str) -> None:
+    settings = {"stop": stop, "method": "sap", "granularity": "weight", "train_samples": 400}
+    prepared = job.prepare(PruneSettings(model=str(tiny_checkpoint), **settings))
+    network = prepared.state.network
+    assert network.masks is not None
+    for mask in network.masks.values():
+        mask.view(-1)[::2] = False
+    masks.apply(network.model, network.masks)
+    before = copy.deepcopy(network.model.state_dict())
+    seen: list[Network] = []
+    watch = Watch(
+        prepared.settings, replace(prepared.origins, dense=network.model), prepared.subject.data, Engine(prepared.settings)
+    )
+    gap = watch.gap
+    watch.gap = lambda moved: (seen.append(moved), gap(moved))[1]  # type: ignore[method-assign, func-returns-value]
+    assert watch.drift(network) > 0
+    assert all(torch.equal(value, before[name]) for name, value in network.model.state_dict().items())
+    for name, layer in layers_of(seen[0].model).items():
+        assert not layer.weight[~network.masks[name]].any()
 
 
 @pytest.mark.parametrize("stop", ["if", "gf"])
@@ -316,6 +344,49 @@ def test_no_rule_and_no_choice_sees_a_test_image(tiny_checkpoint: Path, stop: st
         Work(prepared.state, prepared.plan, prepared.origins, data, prepared.settings, Engine(prepared.settings))
     ).run()
     assert len(outcome.iterations) == 2
+
+
+def test_a_flow_that_training_has_lost_lowers_the_rate_and_one_that_was_never_there_ends_the_run(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Watch.look, iter(range(99))
+
+    def lost(number: int) -> Callable[[Watch, Network, Epoch | None], Look]:
+        def look(self: Watch, network: Network, epoch: Epoch | None = None) -> Look:
+            if next(calls) == number:
+                raise FlowError("conv1 has activations that are not finite", "try a lower --lr")
+            return original(self, network, epoch)
+
+        return look
+
+    settings = {"method": "random", "stop": "if", "epsilon": 1e-9, "epochs": 2, "tie_epochs": 0, "iterations": 1}
+    monkeypatch.setattr(Watch, "look", lost(1))
+    metrics, journal, _ = run(tiny_checkpoint, tmp_path / "run", **settings)
+    (lost_once,) = [event for event in journal if event["event"] == "diverged"]
+    assert "not finite" in lost_once["message"]
+    assert metrics["iterations"][0]["epochs"] == 2
+    calls = iter(range(99))
+    monkeypatch.setattr(Watch, "look", lost(0))
+    with pytest.raises(FlowError, match="not finite"):
+        run(tiny_checkpoint, tmp_path / "again", **settings)
+
+
+def test_a_retraining_that_is_lost_for_good_leaves_the_network_as_it_was_after_surgery(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Engine.fit
+
+    def losing(self: Engine, model: nn.Module, train: Any, epochs: int, phase: str, *arguments: Any, **named: Any) -> None:
+        if phase.startswith("retrain"):
+            raise DivergedError("the loss is nan", "try a lower --lr")
+        fit(self, model, train, epochs, phase, *arguments, **named)
+
+    monkeypatch.setattr(Engine, "fit", losing)
+    metrics, _, _ = run(tiny_checkpoint, tmp_path / "run", method="random", tie_epochs=0, stop="if", epsilon=1e-9)
+    assert [step["top1"] - step["top1_after_surgery"] for step in metrics["iterations"]] == [0, 0]
+    assert [step["kept"] for step in metrics["iterations"]] == [True, True]
+    assert metrics["layers"][0]["filters"][1] < 20
+    assert metrics["budget_met"]
 
 
 @pytest.mark.parametrize("stop", ["accuracy", "if", "gf", "plateau"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimcli.errors import SettingsError
 from slimcli.networks import resolve
-from slimcli.pipeline.plan import ENDINGS, Plan
+from slimcli.pipeline.plan import ITERATIONS_USED_UP, NO_CHANNEL, STEP_TOO_SMALL, WAYS_OUT, Plan
+from slimcli.pipeline.state import Network
 from slimcli.settings import PruneSettings
 from tests.shrinking import dense, pruned, without
 
@@ -65,10 +68,19 @@ def test_widths_are_met_exactly(widths: tuple[int, ...]) -> None:
     assert tuple(group.channels for group in network.prunable) == widths
 
 
-def test_a_step_of_less_than_a_filter_is_no_lack_of_filters() -> None:
-    plan = Plan.of(PruneSettings(amount="pq", gamma=0.01, macs=0.5), DENSE, SHAPE)
-    assert not any(plan.counts(DENSE).values())
-    ending = plan.ending(DENSE, 0)
-    assert "--pq 1,2" in ENDINGS[ending]
+def ending(network: Network, done: int = 0, **asked: Any) -> str:
+    return Plan.of(PruneSettings(**asked), DENSE, SHAPE).ending(network, done)
+
+
+def test_why_a_loop_ends() -> None:
     narrowest = without(DENSE, {"conv1": 19, "conv2": 49}, SHAPE)
-    assert Plan.of(PruneSettings(amount="pq", macs=0.01), DENSE, SHAPE).ending(narrowest, 0).startswith("no group")
+    assert ending(narrowest, amount="10%", macs=0.5) == "the budget is met"
+    assert ending(DENSE, 3, amount="10%", iterations=3) == "the budget is met"
+    assert ending(DENSE, 3, amount="10%", iterations=3, macs=0.5) == ITERATIONS_USED_UP
+    for budget in ({}, {"macs": 0.001}):
+        assert ending(narrowest, amount="pq", **budget) == NO_CHANNEL
+        assert ending(narrowest, amount="10%", **budget) == NO_CHANNEL
+        assert ending(DENSE, amount="pq", gamma=0.01, **budget) == STEP_TOO_SMALL
+    asked_for = without(DENSE, {"conv1": 10, "conv2": 25}, SHAPE)
+    assert ending(asked_for, amount="pq", widths=(10, 25), macs=0.1) == NO_CHANNEL
+    assert "--pq 1,2" in WAYS_OUT[STEP_TOO_SMALL]

@@ -117,7 +117,6 @@ def test_every_method_goes_on(tiny_checkpoint: Path, tmp_path: Path, monkeypatch
         {"stop": "accuracy", "margin": 1.0, "epochs": 4},
         {"stop": "plateau", "epochs": 4},
         {"stop": "flow", "epochs": 4},
-        {"stop": "plateau", "epochs": 2, "lr": 1.0, "tie_epochs": 0, "amount": "10%", "max_drop": 20.0},
     ],
     ids=str,
 )
@@ -133,6 +132,19 @@ def test_every_stopping_rule_and_granularity_goes_on(
     assert broken_off(4, monkeypatch, lambda: job.resume(out))
     job.resume(out)
     assert end_of(out) == end_of(tmp_path / "whole")
+
+
+def test_a_retraining_that_is_undone_goes_on(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harm = {"stop": "plateau", "lr": 1.0, "tie_epochs": 0, "amount": "10%", "max_drop": 20.0, "final_epochs": 0}
+    settings = PruneSettings(model=str(tiny_checkpoint), **(QUICK | harm))
+    result = job.run(settings, tmp_path / "whole")
+    assert result is not None
+    assert any(step["undone"] for step in result.metrics["iterations"])
+    for at in range(5, 12):
+        out = tmp_path / str(at)
+        assert broken_off(at, monkeypatch, lambda out=out: job.run(settings, out))
+        job.resume(out)
+        assert end_of(out) == end_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

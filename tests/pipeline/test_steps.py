@@ -203,7 +203,9 @@ def test_the_folder_of_a_recipe_stands_for_the_runs_that_its_card_shows(whole: P
     shown = {f"{name}, seed {seed}" for name in ("I", "II", "taught") for seed in (3, 5)}
     assert {result.name for result in results} == shown
     assert {result.series for result in results} == {"I", "II", "taught"}
-    assert all(result.seconds > 0 for result in results)
+    minutes = {event["step"]: event["seconds"] for event in RunDir(whole / "out").read_journal() if event["event"] == "step"}
+    assert all(result.seconds == minutes[Path(result.path).name] for result in results)
+    assert gather([RunDir(whole / "out"), RunDir(whole / "out" / "seed-3-prune-1")]) == results
     means = {name: [len(values) for values in _course(series, "top1", 1).values()] for name, series in _series(results).items()}
     assert all(number == 2 for numbers in means.values() for number in numbers), "a curve is the mean of both seeds"
 

@@ -114,7 +114,7 @@ def killed(model: nn.Module, made: dict[str, list[int]], read: dict[str, list[in
         (tiny.Residual, {"stem": [2], "b": [2]}, {}, {"stem": (2,)}),
         (tiny.Residual, {}, {"a": [3], "c": [3], "short": [3]}, {"stem": (3,)}),
         (tiny.OptionA, {"layer2.0.conv2": [0, 9]}, {}, {"layer2.0.conv2": (0,)}),  # 9 is also copied from the stage before
-        (tiny.Concat, {"a": [2]}, {}, {}),  # its share of the batch norm over both branches makes it too
+        (tiny.Concat, {"a": [2]}, {}, {"a": (2,)}),  # a batch norm over both branches only scales
     ],
 )
 def test_dead_units_are_those_that_nothing_makes_or_nothing_reads(

@@ -16,7 +16,7 @@ import tomli_w
 
 from slimcli.errors import RunDirError
 from slimcli.report import page
-from slimcli.report.compare import compare, gather
+from slimcli.report.compare import _series, compare, gather
 from slimcli.rundir import RunDir
 
 JsonDict = dict[str, Any]
@@ -248,7 +248,11 @@ def test_compare_puts_runs_of_one_name_on_one_page(tmp_path: Path, metrics: Json
     first = make_run(tmp_path / "a" / "run", metrics)
     second = make_run(tmp_path / "b" / "run", metrics | {"method": "l1", "iterations": []}, events=[])
     third = make_run(tmp_path / "other", metrics | {"data": "mnist"})
-    path = compare(gather([first, second, third]), tmp_path / "compare.html")
+    results = gather([first, second, third, second])
+    assert [[run.path for run in series] for series in _series(results).values()] == [
+        [str(run.path)] for run in (first, second, third)
+    ]
+    path = compare(results, tmp_path / "compare.html")
     outline = check_stands_alone(path.read_text())
     assert outline.tags["svg"] == 2
     for name in (str(first.path), str(second.path), "other"):
