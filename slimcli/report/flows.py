@@ -116,7 +116,7 @@ def _draw(figure: Figure, steps: list[JsonDict], flows: bool) -> None:
         own = [step for step in steps if bool(step.get("stopped")) is stopped]
         places, epochs = [step["index"] for step in own], [step["epochs"] for step in own]
         top.bar(places, epochs, label=name if own else "", color=SKY, hatch=hatch, edgecolor=INK, linewidth=0.5)
-    top.set(xlabel="iteration", ylabel="epochs")
+    top.set(xlabel="iteration", ylabel="epochs", ylim=(0, max(1.0, top.get_ylim()[1])))
     for axis in (top.xaxis, top.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     weights = top.twinx()

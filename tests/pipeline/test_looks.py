@@ -438,6 +438,14 @@ def test_settings_outside_their_ranges_are_refused(wrong: dict[str, Any], word: 
         PruneSettings(**wrong)
 
 
+def write_network(path: Path, code: str) -> None:
+    """A user's file that builds a network, and a checkpoint of it."""
+    path.with_suffix(".py").write_text(code)
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    torch.save(namespace["build"]().state_dict(), path.with_suffix(".pt"))
+
+
 MASKED_MLP = """
 from torch import nn
 
@@ -447,11 +455,8 @@ def build():
 
 
 def test_masks_need_no_group_of_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mlp.py").write_text(MASKED_MLP)
+    write_network(tmp_path / "mlp", MASKED_MLP)
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {}
-    exec(MASKED_MLP, namespace)
-    torch.save(namespace["build"]().state_dict(), tmp_path / "mlp.pt")
     metrics, _, _ = run(
         tmp_path / "mlp.pt", tmp_path / "run", arch="mlp.py:build", data="digits", method="lth", granularity="weight", epochs=1
     )
@@ -475,11 +480,8 @@ def build():
 
 
 def test_a_network_of_one_layer_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "one.py").write_text(ONE_LAYER)
+    write_network(tmp_path / "one", ONE_LAYER)
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {}
-    exec(ONE_LAYER, namespace)
-    torch.save(namespace["build"]().state_dict(), tmp_path / "one.pt")
     settings = PruneSettings(model="one.pt", arch="one.py:build", data="digits", method="sap", stop="if", linear=True)
     with pytest.raises(ArchError, match="no information flows between layers"):
         job.run(settings, tmp_path / "run")
