@@ -61,11 +61,13 @@ class Origins:
         model = copy.deepcopy(self.dense)
         if self.known.first is not None:
             model.load_state_dict(dict(self.known.first))
-        return self.without(model, removed)
+        return self._cut(model, removed)
 
     def without(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> nn.Module:
         """A network of the dense one's shape without the filters that were removed: a copy, in eval mode."""
-        model = copy.deepcopy(model)
+        return self._cut(copy.deepcopy(model), removed)
+
+    def _cut(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> nn.Module:
         surgery.remove(model, self.input_shape, _units(self.groups, removed))
         return model.eval()
 
