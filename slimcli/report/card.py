@@ -18,6 +18,7 @@ def write(path: Path, wanted: JsonDict, recipe: Path, steps: Sequence[JsonDict])
     seeds = sorted({step["seed"] for step in steps if step.get("seed") is not None})
     environment = steps[0]["metrics"]["environment"]
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
+    machine = [environment["processor"], f"{environment['cores']} cores", *filter(None, [environment.get("gpu")])]
     minutes, jobs = sum(step["seconds"] for step in steps) / 60, max(step.get("jobs", 1) for step in steps)
     lines = [
         f"# {wanted.get('title', recipe.stem)}",
@@ -29,7 +30,7 @@ def write(path: Path, wanted: JsonDict, recipe: Path, steps: Sequence[JsonDict])
         "",
         *_table(steps),
         "",
-        f"Measured on {environment['processor']}, {environment['cores']} cores, {environment['platform']}; {versions}.",
+        f"Measured on {', '.join([*machine, environment['platform']])}; {versions}.",
         *_latency_terms(steps),
         "",
     ]

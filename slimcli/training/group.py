@@ -46,7 +46,8 @@ class Group:
     def describe(self) -> JsonDict:
         """How this run computes, for its records."""
         precision = "bf16" if self._precision == "bf16-mixed" else "32"
-        return {"device": self.device.type, "precision": precision, "processes": self.size}
+        described = {"device": self.device.type, "precision": precision, "processes": self.size}
+        return described | ({"gpu": torch.cuda.get_device_name(self.device)} if self.device.type == "cuda" else {})
 
     def launch(self) -> None:
         """Become one of several processes, where the settings or torchrun ask for that; returns when all are there."""
