@@ -54,14 +54,14 @@ def main() -> None:
     settings = TrainSettings(
         arch=options.arch, data=options.data, train_samples=options.images, lr=options.lr, label_smoothing=0.0
     )
-    data = open_data(settings, batch_size=128, seed=0, device="cpu")
     engine = Engine(settings)
+    data = open_data(settings, batch_size=128, seed=0, device=str(engine.device))
     if options.checkpoint:
         model = checkpoint.load(Path(options.checkpoint), options.arch).build()
     else:
         model = resolve.build(options.arch, data.classes, data.shape)
         engine.fit(model, data.train, 10, "dense")
-    model.eval()
+    model.to(engine.device).eval()
     writers = flow.consecutive(model, data.shape)
     sizes = [*(count for count in options.samples if count < data.train.samples), data.train.samples]
 
@@ -80,6 +80,8 @@ def main() -> None:
                 if kind == "if"
                 else flow.gradients(network, batches(count))
             )
+            if engine.device.type == "cuda":
+                torch.cuda.synchronize()
             seconds[kind, count] = time.perf_counter() - started
         return found
 
