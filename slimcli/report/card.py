@@ -141,14 +141,15 @@ def _latency(metrics: JsonDict) -> str:
 
 def _conv_macs(step: JsonDict, steps: Sequence[JsonDict]) -> str:
     """MACs in conv layers: the count that LeNet-5's published figures come closest to (times two)."""
-    present, first = (sum(_layer_macs(each["metrics"])) for each in (step, steps[0]))
+    present, first = sum(_conv_layers(step, 1)), sum(_conv_layers(steps[0], 0))
     if not present:
         return ""
     return f"{present:,}" + (f" ({100 * (present / first - 1):+.2f} %)" if first else "")
 
 
-def _layer_macs(metrics: JsonDict) -> list[int]:
-    return [layer["macs"][1] for layer in metrics.get("layers", []) if layer["type"].startswith("Conv")]
+def _conv_layers(step: JsonDict, side: int) -> list[int]:
+    """The MACs of each, before (0) or after (1) the step."""
+    return [layer["macs"][side] for layer in step["metrics"].get("layers", []) if layer["type"].startswith("Conv")]
 
 
 def _filters(step: JsonDict, steps: Sequence[JsonDict]) -> str:
