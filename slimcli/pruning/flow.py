@@ -1,7 +1,7 @@
 """How much the layers of a network have to do with each other (information flow), and how much each still wants to change
 (gradient flow): InCoP's Eq. 2 and 3.
 
-Two layers are consecutive if one reads what the other wrote with no conv or linear layer in between (`Graph.writers`): in the
+Two layers are consecutive if one reads what the other wrote with no conv or linear layer in between (`consecutive`): in the
 data flow, not in the order of definition. A filter's value on an image is the spatial mean of its output, before batch norm
 and activation.
 """
@@ -9,18 +9,20 @@ and activation.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcli.errors import ArchError, FlowError
 from slimcli.networks.cost import evaluating, layers_of
-from slimcli.pruning.graph import Graph, cannot_run
+from slimcli.pruning.graph import cannot_run
 from slimcli.settings import FLOW_DISTANCES, FLOW_FORMS
 
 Flow = Mapping[Any, Tensor]
@@ -56,20 +58,21 @@ def information_flow(
     """
     if form not in FLOW_FORMS:
         raise ValueError(f"there is no form {form!r} of information flow, known are: {', '.join(FLOW_FORMS)}")
-    images = (batch if isinstance(batch, Tensor) else batch[0] for batch in batches)
-    first = next(images, None)
-    if first is None:
-        raise FlowError("the information flow of no images is not defined", "give at least one batch")
-    if writers is None:
-        writers = consecutive(model, first.shape[1:])
-    moments = _Moments(writers, model)
-    with torch.no_grad(), _watched(model, moments.layers) as outputs:
-        for batch in _chain(first, images):
-            if not len(batch):  # a process may have no part of a last batch
-                continue
-            outputs.clear()
-            model(batch)
-            moments.add({name: _spatial_mean(outputs, name) for name in moments.layers})
+    with _same_random_numbers(model):  # a loader that shuffles draws from them when it begins
+        images = (batch if isinstance(batch, Tensor) else batch[0] for batch in batches)
+        first = next(images, None)
+        if first is None:
+            raise FlowError("the information flow of no images is not defined", "give at least one batch")
+        if writers is None:
+            writers = consecutive(model, first.shape[1:])
+        moments = _Moments(writers, model)
+        with torch.no_grad(), _watched(model, moments.layers) as outputs:
+            for batch in _chain(first, images):
+                if not len(batch):  # a process may have no part of a last batch
+                    continue
+                outputs.clear()
+                model(batch)
+                moments.add({name: _spatial_mean(outputs, name) for name in moments.layers})
     return moments.flow(form, total)
 
 
@@ -123,21 +126,58 @@ def filter_gradients(gradients: Mapping[str, Tensor], masks: Mapping[str, Tensor
 
 
 def consecutive(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[str, ...]]:
-    """For each layer that reads another one: which, with no conv or linear layer in between. See `Graph.writers`.
+    """For each conv and linear layer that reads another one's output: those it reads with no such layer in between.
 
-    Raises `ArchError` for a network in which no layer does.
+    Found by following what autograd recorded of one image, call by call. Through a join (addition, concatenation) every branch
+    counts, and a shortcut that copies a stream leads back to what wrote it: in a residual stage a block reads all that wrote the
+    stream before it. A layer that reads itself, called again, is left out.
+
+    Raises `ArchError` for a network in which no layer reads another one, and for one that does not take such an image.
     """
-    with _same_random_numbers(model):
-        try:
-            writers = Graph(model, input_shape).writers()
-        except Exception as error:
-            raise cannot_run(input_shape, error) from error
+    wrote: dict[Any, str] = {}
+    read: dict[str, list[Any]] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+            read.setdefault(name, []).append((*inputs, *named.values())[0].grad_fn)
+            wrote[output.grad_fn] = name
+
+        return hook
+
+    layers, like = layers_of(model), next(model.parameters())
+    handles = [layer.register_forward_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
+    image = torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype, requires_grad=True)
+    try:
+        with _same_random_numbers(model), evaluating(model), torch.enable_grad():
+            model(image)
+    except Exception as error:
+        raise cannot_run(input_shape, error) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    sources = {name: {writer for call in calls for writer in _written(call, wrote)} - {name} for name, calls in read.items()}
+    writers = {name: tuple(each for each in layers if each in sources[name]) for name in layers if sources.get(name)}
     if not writers:
         raise ArchError(
             "no layer of the network reads another one, so no information flows between layers",
             "use --stop epochs, accuracy or plateau",
         )
     return writers
+
+
+def _written(record: Any, wrote: Mapping[Any, str]) -> set[str]:
+    """The layers that wrote what came to be this autograd record, none of them behind another."""
+    found, seen, ahead = set(), set(), [record]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in wrote:
+            found.add(wrote[node])
+        else:
+            ahead.extend(earlier for earlier, _ in node.next_functions)
+    return found
 
 
 @dataclass(frozen=True)
@@ -272,7 +312,7 @@ def _scale(variance: Tensor, mean: Tensor) -> Tensor:
 def _spatial_mean(outputs: Mapping[str, list[Tensor]], name: str) -> Tensor:
     """(B, filters): a layer's output averaged over positions, and over its calls where it is called more than once."""
     if name not in outputs:
-        raise FlowError(f"{name} was not called for these images", "freeze it, or use another stopping rule")
+        raise FlowError(f"{name} was not called for these images", "use another stopping rule")
     calls = outputs[name]
     return calls[0] if len(calls) == 1 else torch.stack(calls).mean(0)
 
@@ -306,10 +346,15 @@ def _watched(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[
 
 @contextmanager
 def _same_random_numbers(model: nn.Module) -> Iterator[None]:
-    """Afterwards the generators stand where they stood (a network may draw in eval mode too)."""
+    """Afterwards the generators stand where they stood (a network may draw in eval mode too, a loader from Python and numpy)."""
     cuda = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(index for index in cuda if index is not None)):
-        yield
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=sorted(index for index in cuda if index is not None)):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)
 
 
 @contextmanager

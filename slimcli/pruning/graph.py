@@ -87,33 +87,6 @@ class Graph:
         alone = len(readers) == 1 and isinstance(readers[0], nn.modules.batchnorm._BatchNorm)
         return readers[0] if alone else None
 
-    def writers(self) -> dict[str, tuple[str, ...]]:
-        """For each conv and linear layer that reads another one's output: those it reads with no such layer in between.
-
-        Through a join (addition, concatenation) every branch counts, and a shortcut that copies a stream leads back to what
-        wrote it: in a residual stage a block reads all that wrote the stream before it.
-        """
-        found: dict[str, list[str]] = {}
-        layers = set(self.layers.values())
-        for name, layer in self.layers.items():
-            ahead, seen = list(self._after(layer)), set()
-            while ahead:
-                node = ahead.pop()
-                if id(node) in seen:
-                    continue
-                seen.add(id(node))
-                if node.module in layers:
-                    readers = found.setdefault(self.names[node.module], [])
-                    if name not in readers and node.module is not layer:
-                        readers.append(name)
-                else:
-                    ahead.extend(node.outputs)
-        return {name: tuple(found[name]) for name in self.layers if name in found}
-
-    def _after(self, layer: nn.Module) -> list[Any]:
-        node = self.graph.module2node.get(layer)
-        return [] if node is None else list(node.outputs)
-
     @staticmethod
     def has_loose_parameters(group: Any) -> bool:
         """Whether parameters that no module owns lose channels with the group."""

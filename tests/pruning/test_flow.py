@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from slimcli.errors import ArchError, FlowError
 from slimcli.networks import resolve
@@ -203,12 +205,27 @@ def test_the_model_is_left_as_it_was(broken: bool) -> None:
             assert not broken
         except FlowError:
             assert broken
-    assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(torch.get_rng_state(), state)
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
     assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["conv2.weight"]
     assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == ["fc1.weight"]
+
+
+@pytest.mark.parametrize("measure", [information_flow, gradient_flow])
+def test_a_loader_that_draws_moves_no_random_numbers(measure: Callable[..., object]) -> None:
+    class _Flipped(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            return (image if random.random() < np.random.rand() else image.flip(-1)), label
+
+    loader = DataLoader(_Flipped(images_of(20), torch.arange(20) % 4), 10, shuffle=True)
+    model = _Noisy()
+    before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    measure(model, loader)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), str(np.random.get_state())) == before[1:]
 
 
 def test_a_filter_that_does_not_vary_has_correlation_0() -> None:
@@ -221,6 +238,20 @@ def test_a_filter_that_does_not_vary_has_correlation_0() -> None:
     assert all(matrix.isfinite().all() and matrix.abs().max() <= 1 for matrix in flow.values())
 
 
+class _Shared(nn.Module):
+    """One PReLU behind every conv, one of which is called twice and reads itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 5, 1), nn.Linear(5, 2)
+        self.relu = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.b(self.relu(self.b(input=self.relu(self.a(x))))))
+        y: Tensor = self.fc(self.relu(self.c(x)).mean((2, 3)))
+        return y
+
+
 def test_layers_are_consecutive_in_the_data_flow() -> None:
     assert consecutive(tiny.Chain(), tiny.SHAPE) == {"conv2": ("conv1",), "fc1": ("conv2",), "fc2": ("fc1",)}
     assert consecutive(tiny.Residual(), tiny.SHAPE) == {
@@ -230,6 +261,7 @@ def test_layers_are_consecutive_in_the_data_flow() -> None:
         "short": ("stem", "b"),
         "fc": ("c", "short"),  # a conv shortcut is a layer like any other
     }
+    assert consecutive(_Shared(), tiny.SHAPE) == {"b": ("a",), "c": ("b",), "fc": ("c",)}
     resnet = consecutive(resolve.build("resnet20-cifar", 10, (3, 32, 32)), (3, 32, 32))
     assert resnet["layer1.1.conv1"] == ("conv1", "layer1.0.conv2")
     assert resnet["layer2.0.conv2"] == ("layer2.0.conv1",)
