@@ -6,13 +6,15 @@
 
 Along SAP's iterations (p, q = 0.5, 1; single weights) the network is measured after each removal and each epoch of retraining,
 on the first N images for each N, and on all. A decision is the epoch at which the rule `if` (or `gf`) stops the retraining of an
-iteration, for several epsilons, and the number of epochs that `flow` gives it; each N has its own dense flow and drift.
+iteration, for several epsilons, and the number of epochs that `flow` gives it; each N has its own dense flow and drift. A study
+tells much only where many of the decisions on all images fall between the removal and the last epoch: how many is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.looks import FLOW_IMAGES
 from slimcli.pruning import flow, masks
 from slimcli.pruning.sparsity import sap_amount
-from slimcli.pruning.stopping import FlowWithin, Look, allotment, drift_epsilon
+from slimcli.pruning.stopping import NEARLY_NONE, FlowWithin, Look, allotment, drift_epsilon
 from slimcli.settings import TrainSettings
 from slimcli.training.engine import Engine, Epoch, FitState, seed_everything
 
@@ -50,9 +52,17 @@ def main() -> None:
     parser.add_argument("--images", type=int)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES)
+    parser.add_argument("--mean", type=float, nargs="+")
+    parser.add_argument("--std", type=float, nargs="+")
     options = parser.parse_args()
     settings = TrainSettings(
-        arch=options.arch, data=options.data, train_samples=options.images, lr=options.lr, label_smoothing=0.0
+        arch=options.arch,
+        data=options.data,
+        train_samples=options.images,
+        lr=options.lr,
+        label_smoothing=0.0,
+        mean=options.mean,
+        std=options.std,
     )
     engine = Engine(settings)
     data = open_data(settings, batch_size=128, seed=0, device=str(engine.device))
@@ -88,6 +98,8 @@ def main() -> None:
     def distance(kind: str, now: flow.Flow, then: flow.Flow, held: masks.Masks | None = None) -> float:
         if kind == "gf":
             now, then = flow.filter_gradients(now, held), flow.filter_gradients(then, held)
+        elif held is not None:
+            now, then = (flow.surviving(each, masks.dead_filters(held)) for each in (now, then))
         return flow.gap(now, then).total
 
     dense = measured(model)
@@ -106,7 +118,7 @@ def main() -> None:
         masks.apply(model, held)
         after = measured(model)
         for size in sizes:
-            broken = distance("if", after["if", size], before["if", size])
+            broken = distance("if", after["if", size], before["if", size], held)
             epochs, owed[size] = allotment(owed[size] + broken**2, MOST)
             allotted[size].append(epochs)
         seen = {key: [Look(None, distance=distance(key[0], found, dense[key], held))] for key, found in after.items()}
@@ -125,7 +137,11 @@ def main() -> None:
             print(f"iteration {iteration}, {looks[-1][0]:.1%} of the weights, {kind}, last distance: {ends}", flush=True)
 
     print(f"\n{options.arch}, {data.name}, {data.train.samples} images, an epoch {epoch_seconds:.1f} s\n")
-    print("| images | flow | drift | error of the distance, mean | decisions as on all images | one look, share of an epoch |")
+    for kind in KINDS:
+        stops = [stop(kind, drift, sizes[-1], remaining, seen, factor) for remaining, seen in looks for factor in FACTORS]
+        none, never = stops.count(0), stops.count(options.epochs + 1)
+        print(f"{kind}, on all images: {none} decisions for no epoch, {never} never met, {len(stops) - none - never} in between")
+    print("\n| images | flow | drift | error of the distance, mean | decisions as on all images | one look, share of an epoch |")
     print("| --- | --- | --- | --- | --- | --- |")
     for kind in KINDS:
         for count in sizes:
@@ -136,8 +152,7 @@ def main() -> None:
                 if own.distance is not None and whole.distance
             ]
             same = [
-                stop(drift[kind, count] * factor, remaining, seen[kind, count])
-                == stop(drift[kind, sizes[-1]] * factor, remaining, seen[kind, sizes[-1]])
+                stop(kind, drift, count, remaining, seen, factor) == stop(kind, drift, sizes[-1], remaining, seen, factor)
                 for remaining, seen in looks
                 for factor in FACTORS
             ]
@@ -150,9 +165,19 @@ def main() -> None:
         print(f"| {count:,} | {' '.join(map(str, allotted[count]))} |")
 
 
-def stop(drift: float, remaining: float, looks: list[Look]) -> int:
-    """The epoch after which the rule ends the retraining; 0 where it is met right after the removal."""
-    rule = FlowWithin(drift_epsilon(drift, remaining))
+def stop(
+    kind: str,
+    drift: dict[tuple[str, int], float],
+    count: int,
+    remaining: float,
+    seen: dict[tuple[str, int], list[Look]],
+    factor: float,
+) -> int:
+    """The epoch after which the rule, by so many images, ends the retraining; 0 where it is met right after the removal, one more
+    than there were where it is never met.
+    """
+    looks, most = seen[kind, count], NEARLY_NONE if kind == "if" else math.inf
+    rule = FlowWithin(drift_epsilon(drift[kind, count] * factor, remaining, most))
     return next((at for at in range(len(looks)) if rule.enough(looks[: at + 1])), len(looks))
 
 
