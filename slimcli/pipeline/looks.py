@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -15,7 +16,17 @@ from slimcli.networks.cost import layers_of
 from slimcli.pipeline.origins import Origins
 from slimcli.pipeline.state import Network
 from slimcli.pruning import flow, masks
-from slimcli.pruning.stopping import AccuracyBack, AllEpochs, FlowWithin, Look, LossPlateau, Rule, drift_epsilon
+from slimcli.pruning.stopping import (
+    NEARLY_NONE,
+    AccuracyBack,
+    AllEpochs,
+    Allotted,
+    FlowWithin,
+    Look,
+    LossPlateau,
+    Rule,
+    drift_epsilon,
+)
 from slimcli.records import Score
 from slimcli.settings import FLOW_STOPS, PruneSettings
 from slimcli.training.engine import Engine, Epoch, seed_everything
@@ -45,10 +56,14 @@ class Watch:
         return self._engine.group.broadcast(Look(epoch.loss if epoch else None, top1, distance, furthest))
 
     def gap(self, network: Network) -> flow.Gap:
-        """How far the network's flow is from the dense network's, of what both have."""
+        """How far the network's flow is from the dense network's, of what both have: a filter whose weights are all masked has
+        none, as if it were removed.
+        """
         now, dense = self._measured(network.model), self._surviving(network.removed)
         if self._settings.stop == "gf":
             now, dense = (flow.filter_gradients(gradients, network.masks) for gradients in (now, dense))
+        elif network.masks is not None:
+            now, dense = (flow.surviving(each, masks.dead_filters(network.masks)) for each in (now, dense))
         return flow.gap(now, dense, self._settings.flow_distance)
 
     def _surviving(self, removed: Mapping[str, Sequence[int]]) -> dict[Any, Tensor]:
@@ -73,7 +88,10 @@ class Watch:
     def moved(self, before: Network, after: Network) -> float:
         """How far the last removal moved the network's flow, of what is left of it: `||after - before|| / ||before||`."""
         left = flow.surviving(self._measured(before.model), _newly_removed(before, after))
-        return flow.gap(self._measured(after.model), left).total
+        now = self._measured(after.model)
+        if after.masks is not None:
+            now, left = (flow.surviving(each, masks.dead_filters(after.masks)) for each in (now, left))
+        return flow.gap(now, left).total
 
     def drift(self, network: Network) -> float:
         """How far an epoch of training at the retraining's learning rate moves a network's flow from the dense one's, nothing
@@ -114,19 +132,22 @@ def _newly_removed(before: Network, after: Network) -> dict[str, list[int]]:
     return places
 
 
-def rule_of(settings: PruneSettings, dense: Score, drift: float | None, remaining: float) -> Rule:
+def rule_of(settings: PruneSettings, dense: Score, drift: float | None, remaining: float, allotted: int = 0) -> Rule:
     """The rule for one retraining. `drift` is given where the settings name no epsilon; `remaining` is the share of the weights
-    that are left.
+    that are left, `allotted` the epochs that `flow` gives out.
     """
     if settings.stop == "accuracy":
         return AccuracyBack(dense.top1 - settings.margin)
     if settings.stop == "plateau":
         return LossPlateau()
+    if settings.stop == "flow":
+        return Allotted(allotted)
     if settings.stop in FLOW_STOPS:
         epsilon = settings.epsilon
         if epsilon is None:
             assert drift is not None
-            epsilon = drift_epsilon(drift, remaining)
+            bounded = settings.stop == "if" and settings.flow_distance != "absolute"
+            epsilon = drift_epsilon(drift, remaining, NEARLY_NONE if bounded else math.inf)
         return FlowWithin(epsilon)
     return AllEpochs()
 

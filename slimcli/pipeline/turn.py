@@ -45,7 +45,7 @@ class Turn:
                 self.work.train(self.work.settings.observe_epochs, "observe")
         elif network.history.epochs == 0:
             network.history.record(network.model)
-        if self.work.settings.stop in FLOW_STOPS and self.work.settings.epsilon is None:
+        if self.work.settings.stop in FLOW_STOPS and self.work.settings.epsilon is None and self.work.settings.iterations != 0:
             state = self.work.state
             state.drift = self.work.watch.drift(state.network)
             state.training_macs += self.work.data.train.samples * 3 * state.network.cost.macs
@@ -82,8 +82,9 @@ class Turn:
     def operate(self) -> str:
         """Merge and remove what was chosen, and measure what that alone cost."""
         network, shape = self.work.state.network, self.work.data.shape
+        before = copy.deepcopy(network) if self.work.settings.stop == "flow" else None
         if network.masks is not None:
-            return self._mask()
+            return self._mask(before)
         removal = self.work.engine.group.broadcast(removal_of(network, self.work.state.choices, self.work.settings, shape))
         examples = examples_of(network, self.work.state.choices, removal)
         if self.work.settings.merge:
@@ -95,9 +96,9 @@ class Turn:
             merge(network.model, merges, self.work.engine.group.broadcast(factors))
         remove(network, removal, shape, self.work.settings.linear)
         self.work.engine.group.agree(f"a network after the removals of iteration {self.work.index}", network.structure())
-        return self._operated(removed={name: list(units) for name, units in removal.items()}, examples=examples)
+        return self._operated(before, removed={name: list(units) for name, units in removal.items()}, examples=examples)
 
-    def _mask(self) -> str:
+    def _mask(self, unmasked: Network | None) -> str:
         """The removal of single weights: they are held at zero from now on."""
         network = self.work.state.network
         assert network.masks is not None
@@ -106,10 +107,14 @@ class Turn:
         together = self.work.settings.scope == "global"
         network.masks = self.work.engine.group.broadcast(masks.without_smallest(network.model, network.masks, counts, together))
         masks.apply(network.model, network.masks)
-        return self._operated(masked={name: before[name] - int(mask.sum()) for name, mask in network.masks.items()}, examples=[])
+        masked = {name: before[name] - int(mask.sum()) for name, mask in network.masks.items()}
+        return self._operated(unmasked, masked=masked, examples=[])
 
-    def _operated(self, **facts: Any) -> str:
-        """Measure what the removal alone cost; under `--rewind` the survivors go back to their dense weights then."""
+    def _operated(self, before: Network | None, **facts: Any) -> str:
+        """Measure what the removal alone cost; under `--rewind` the survivors go back to their dense weights then.
+
+        `before` is the network as it was, where its flow is asked for.
+        """
         state, network = self.work.state, self.work.state.network
         score = self.work.engine.evaluate(network.model, self.work.data.held_out)
         state.top1_after_surgery = score.top1
@@ -123,31 +128,27 @@ class Turn:
             top1=score.top1,
             layers=[asdict(layer) for layer in network.cost.layers],
         )
+        if before is not None:
+            self._allot(before)
         if self.work.settings.rewind:
             state.network = self.work.origins.back_to_dense(network, self.work.settings)
-        state.allotted = self.work.settings.epochs or 0
-        if self.work.settings.stop == "flow":
-            self._allot()
-        may_lose = state.allotted > 0 and not self.work.settings.rewind
-        state.unretrained = copy.deepcopy(network) if may_lose and self._allowed(score.top1) else None
+        may_lose = bool(self.work.settings.epochs) and not self.work.settings.rewind
+        state.unretrained = copy.deepcopy(network) if may_lose and self.work.allowed(score.top1) else None
         return self.work.saved("retrain")
 
-    def _allowed(self, top1: float) -> bool:
-        return self.work.engine.group.broadcast(top1 >= self.work.lowest)
-
-    def _allot(self) -> None:
+    def _allot(self, before: Network) -> None:
         """As many epochs as the removal broke of the flow, with what is owed from the ones before."""
         state, settings = self.work.state, self.work.settings
-        state.moved = self.work.engine.group.broadcast(self.work.watch.moved(state.kept, state.network))
+        state.moved = self.work.engine.group.broadcast(self.work.watch.moved(before, state.network))
         per_epoch = PER_EPOCH if settings.epsilon is None else settings.epsilon
-        state.allotted, state.owed = allotment(state.owed + state.moved**2, state.allotted, per_epoch)
+        state.allotted, state.owed = allotment(state.owed + state.moved**2, settings.epochs or 0, per_epoch)
         self.work.note("allotted", iteration=self.work.index, moved=state.moved, epochs=state.allotted, owed=state.owed)
 
     def retrain(self) -> str:
         """Let the survivors recover until the stopping rule says that it is enough."""
         # A rule may end it after any epoch: a schedule over all of them would then be cut off at its highest rate.
         schedule = None if self.work.settings.stop == "epochs" else "constant"
-        self.work.train(self.work.state.allotted, f"retrain {self.work.index}", schedule=schedule, rule=self._rule())
+        self.work.train(self.work.settings.epochs or 0, f"retrain {self.work.index}", schedule=schedule, rule=self._rule())
         return "judge"
 
     def _rule(self) -> Rule:
@@ -155,7 +156,7 @@ class Turn:
         remaining = remaining_weights(network, dense)
         if network.masks is not None:  # of those that the run began with: it may have been given a masked network
             remaining /= remaining_weights(replace(network, masks=masks.of(dense)), dense)
-        return rule_of(self.work.settings, self.work.dense_score, self.work.state.drift, remaining)
+        return rule_of(self.work.settings, self.work.dense_score, self.work.state.drift, remaining, self.work.state.allotted)
 
     def judge(self) -> str:
         """Keep the network; or as it was before its retraining, where that lost too much; or take the iteration back and end the
@@ -163,7 +164,7 @@ class Turn:
         """
         state, network = self.work.state, self.work.state.network
         top1 = self.work.engine.evaluate(network.model, self.work.data.held_out).top1
-        if undone := state.unretrained is not None and not self._allowed(top1):
+        if undone := state.unretrained is not None and not self.work.allowed(top1):
             assert state.unretrained is not None
             state.network, top1 = state.unretrained, state.top1_after_surgery
             network = state.network
@@ -180,13 +181,13 @@ class Turn:
             removed=before - alive,
             seconds=round(self.work.elapsed(), 3),
             remaining=remaining_weights(network, self.work.origins.dense),
-            stopped=state.allotted < (self.work.settings.epochs or 0) or (bool(state.looks) and rule.enough(state.looks)),
+            stopped=bool(state.looks) and rule.enough(state.looks) and self.work.allowed(top1),
             flow_distance=tuple(look.distance for look in state.looks if look.loss is not None and look.distance is not None),
             flow_distance_after_surgery=state.looks[0].distance if state.looks else None,
             epsilon=rule.epsilon if isinstance(rule, FlowWithin) else None,
             flow_moved=state.moved,
             undone=undone,
-            kept=self._allowed(top1),
+            kept=self.work.allowed(top1),
         )
         self.work.note("iteration", **asdict(step))
         self.work.engine.progress.say(
@@ -230,7 +231,7 @@ class Turn:
         if not taken:
             return self.work.saved("final")
         score, filters = self.work.engine.evaluate(network.model, self.work.data.held_out), taken.total()
-        if not self._allowed(score.top1):
+        if not self.work.allowed(score.top1):
             self.work.engine.progress.say(
                 f"{filters} filter(s) without a living weight stay: without the constants that they give, held-out top-1 is "
                 f"{score.top1:.2f}, below the allowed {self.work.lowest:.2f}"

@@ -88,12 +88,12 @@ class Work:
         rule: Rule | None = None,
     ) -> None:
         """A training phase: each epoch goes into the norm history, the journal and the state. `rule` may end it early, or
-        before it begins.
+        before it begins; but not while the network is worse than the allowed drop, which would end the run.
         """
         state, network = self.state, self.state.network
         if state.fit is None:
             state.looks = [] if rule is None else [self._looked(phase, network)]
-        if rule is not None and rule.enough(state.looks):  # a run that goes on may have been about to end the phase
+        if rule is not None and self.enough(rule):  # a run that goes on may have been about to end the phase
             state.fit = None
             return
 
@@ -106,11 +106,21 @@ class Work:
             if rule is not None:
                 state.looks.append(self._looked(phase, network, epoch))
             self.save()
-            return rule is not None and rule.enough(state.looks)
+            return rule is not None and self.enough(rule)
 
         with masks.held(network.model, network.masks or {}):
             self.engine.fit(network.model, self.data.train, epochs, phase, objective, after_epoch, schedule, state.fit, lr)
         state.fit = None
+
+    def enough(self, rule: Rule) -> bool:
+        """Whether the rule is met, by a network within the allowed drop."""
+        if not rule.enough(self.state.looks):
+            return False
+        return self.allowed(self.engine.evaluate(self.state.network.model, self.data.held_out).top1)
+
+    def allowed(self, top1: float) -> bool:
+        """Whether this top-1 on the held-out split is within the allowed drop."""
+        return self.engine.group.broadcast(top1 >= self.lowest)
 
     def _looked(self, phase: str, network: Network, epoch: Epoch | None = None) -> Look:
         look = self.watch.look(network, epoch)

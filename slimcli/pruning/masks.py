@@ -41,6 +41,11 @@ def survivors(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor
     return {name: layers[name].weight.detach()[mask] for name, mask in masks.items()}
 
 
+def dead_filters(masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """The filters of each layer that have no living weight left."""
+    return {name: (~mask.flatten(1).any(1)).nonzero().flatten().tolist() for name, mask in masks.items()}
+
+
 @torch.no_grad()
 def without_smallest(model: nn.Module, masks: Mapping[str, Tensor], counts: Mapping[str, int], together: bool = False) -> Masks:
     """The masks without the smallest living weights: so many of each layer, or (`together`) their sum over all layers at once.

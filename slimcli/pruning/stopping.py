@@ -4,12 +4,16 @@ out epochs for what a removal broke. None sees a test image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 PLATEAU = 0.02
 """A training loss that fell by less than this share in an epoch no longer falls."""
+
+NEARLY_NONE = 0.9
+"""The most that a drift may allow an information flow to be away, relatively or by cosine: one that is gone is 1 away."""
 
 PER_EPOCH = 0.15
 """The share of an information flow that removals may break for each epoch of retraining (`allotment`)."""
@@ -44,6 +48,17 @@ class AllEpochs:
     def enough(self, looks: Sequence[Look]) -> bool:
         """Never."""
         return False
+
+
+@dataclass(frozen=True)
+class Allotted:
+    """As many epochs as `flow` gave out (`allotment`)."""
+
+    epochs: int
+
+    def enough(self, looks: Sequence[Look]) -> bool:
+        """Whether they are done."""
+        return len(looks) > self.epochs
 
 
 @dataclass(frozen=True)
@@ -82,12 +97,12 @@ class FlowWithin:
         return distance is not None and distance <= self.epsilon
 
 
-def drift_epsilon(drift: float, remaining: float) -> float:
+def drift_epsilon(drift: float, remaining: float, most: float = math.inf) -> float:
     """How far a flow may stay from the dense network's: what an epoch of training without any removal moves it (`drift`), and
-    the more the fewer weights remain (`remaining`, a share): a smaller network cannot carry the same flow. The power was fixed
-    on LeNet-5 and Fashion-MNIST, as what one or two epochs of retraining reach.
+    the more the fewer weights remain (`remaining`, a share), but no more than `most`: a smaller network cannot carry the same
+    flow. The power was fixed on LeNet-5 and Fashion-MNIST, as what one or two epochs of retraining reach.
     """
-    return float(drift * remaining ** (-2 / 3))
+    return float(min(most, drift * remaining ** (-2 / 3)))
 
 
 def allotment(owed: float, most: int, per_epoch: float = PER_EPOCH) -> tuple[int, float]:

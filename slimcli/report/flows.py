@@ -22,7 +22,9 @@ def stopping(result: Result) -> Plot | None:
     met = sum(bool(step.get("stopped")) for step in steps)
     flows = any(_distances(step) or step.get("flow_moved") is not None for step in steps)
     drift = next((event["distance"] for event in result.of_kind("drift")), None)
-    moved = f" An epoch without a removal moves the dense network's flow by {drift:.3f}." if drift is not None else ""
+    observed = sum(event["phase"] == "observe" for event in result.of_kind("epoch"))
+    epochs = f"{observed + 1} epochs without a removal move" if observed else "An epoch without a removal moves"
+    moved = f" {epochs} the dense network's flow by {drift:.3f}." if drift is not None else ""
     return Plot(
         name="stopping",
         title="How long each retraining took",

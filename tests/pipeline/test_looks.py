@@ -24,7 +24,7 @@ from slimcli.pipeline.state import Network
 from slimcli.pipeline.train import train
 from slimcli.pipeline.work import Work
 from slimcli.pruning import masks
-from slimcli.pruning.stopping import AllEpochs, FlowWithin, Look, drift_epsilon
+from slimcli.pruning.stopping import AllEpochs, Allotted, FlowWithin, Look, drift_epsilon
 from slimcli.records import JsonDict, Score
 from slimcli.report import page
 from slimcli.report.journal import rebuild
@@ -78,6 +78,20 @@ def test_a_rule_that_is_met_after_the_removal_takes_no_epoch(
     assert not any(event["event"] == "epoch" and event["phase"].startswith("retrain") for event in journal)
 
 
+@pytest.mark.parametrize("stop", ["accuracy", "if", "gf", "flow"])
+def test_no_rule_ends_a_retraining_below_the_allowed_drop(tiny_checkpoint: Path, tmp_path: Path, stop: str) -> None:
+    """Any distance is near enough for it, any accuracy: the network is retrained until it may be kept, or to the limit."""
+    easy: dict[str, Any] = {"margin": 100.0} if stop == "accuracy" else {"epsilon": 1e9}
+    settings = {"method": "sap", "amount": "40%", "iterations": 4, "epochs": 3, "max_drop": 5.0, "train_samples": 2000}
+    metrics, _, _ = run(tiny_checkpoint, tmp_path / "run", stop=stop, **(settings | easy))
+    lowest = metrics["held_out"]["dense"]["top1"] - 5.0
+    assert {step["epochs"] for step in metrics["iterations"]} > {0}
+    for step in metrics["iterations"]:
+        assert (step["epochs"] == 0) == (step["top1_after_surgery"] >= lowest)
+        assert step["stopped"] == step["kept"] == (step["top1"] >= lowest)
+        assert step["kept"] or step["epochs"] == 3
+
+
 def test_a_rule_ends_a_retraining_as_soon_as_it_is_met(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,15 +123,18 @@ def test_epochs_are_given_out_for_the_flow_that_a_removal_broke(tiny_checkpoint:
     assert "flow moved by the removal" in page.write(RunDir(tmp_path / "run")).read_text()
 
 
-def test_a_merge_without_a_loss_breaks_no_flow(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Two filters that are the same: without one of them, what is left of the flow is what it was."""
+@pytest.mark.parametrize("tie_epochs", [0, 1])
+def test_a_merge_without_a_loss_breaks_no_flow(tiny_checkpoint: Path, tmp_path: Path, tie_epochs: int) -> None:
+    """Two filters that are the same: without one, what is left of the flow is what it was; what an epoch of tying moves is not
+    counted.
+    """
     content = torch.load(tiny_checkpoint, weights_only=True)
     for name in ("conv1.weight", "conv1.bias"):
         content["state_dict"][name][1::2] = content["state_dict"][name][::2]
     norms = content["history"]["layers"]["conv1"]
     norms[:, 1::2] = norms[:, ::2]
     torch.save(content, tmp_path / "model.pt")
-    settings = {"method": "hbfp", "stop": "flow", "iterations": 1, "tie_epochs": 0, "widths": (10, 50), "amount": "50%"}
+    settings = {"method": "hbfp", "stop": "flow", "iterations": 1, "tie_epochs": tie_epochs, "widths": (10, 50), "amount": "50%"}
     metrics, _, _ = run(tmp_path / "model.pt", tmp_path / "run", **settings)
     assert metrics["iterations"][0]["flow_moved"] < 1e-4
     assert metrics["iterations"][0]["epochs"] == 0
@@ -153,14 +170,17 @@ def test_without_an_epsilon_the_drift_of_an_epoch_is_measured_first(tiny_checkpo
     drift = next(event["distance"] for event in journal if event["event"] == "drift")
     assert drift > 0
     for step in metrics["iterations"]:
-        assert step["epsilon"] == drift_epsilon(drift, step["remaining"])
+        assert step["epsilon"] == drift_epsilon(drift, step["remaining"], 0.9)
         distances = [step["flow_distance_after_surgery"], *step["flow_distance"]]
         assert step["stopped"] == (distances[-1] <= step["epsilon"])
         assert len(step["flow_distance"]) == step["epochs"]
         assert f"<td>{step['epsilon']:.3f}</td>" in page.write(RunDir(tmp_path / "run")).read_text()
     assert metrics["epochs"] == 1 + sum(step["epochs"] for step in metrics["iterations"]) + 1  # the drift's, the last ones
     settings = PruneSettings(stop="if")
-    assert rule_of(settings, Score(90.0, 0.1, 10), drift, 1.0) == FlowWithin(drift)
+    assert rule_of(settings, Score(90.0, 0.1, 10), 0.5, 1.0) == FlowWithin(0.5)
+    assert rule_of(settings, Score(90.0, 0.1, 10), 0.5, 0.001) == FlowWithin(0.9)  # a flow that is gone is 1 away
+    assert rule_of(PruneSettings(stop="gf"), Score(90.0, 0.1, 10), 6.0, 1.0) == FlowWithin(6.0)
+    assert rule_of(PruneSettings(stop="flow"), Score(90.0, 0.1, 10), None, 0.1, 3) == Allotted(3)
     assert rule_of(PruneSettings(stop="if", epsilon=0.5), Score(90.0, 0.1, 10), None, 0.1) == FlowWithin(0.5)
     assert rule_of(PruneSettings(stop="epochs"), Score(90.0, 0.1, 10), None, 0.1) == AllEpochs()
 
@@ -301,6 +321,8 @@ def test_a_removal_that_changes_nothing_moves_no_flow(tiny_checkpoint: Path, tmp
     if masked:
         network.masks = masks.full(network.model)
         network.masks["conv2"][:, [1, 4]] = False
+        network.masks["conv1"][[1, 4]] = False
+        masks.apply(network.model, network.masks)
     else:
         remove(network, {"conv1": (1, 4)}, data.shape, linear=False)
     assert watch.gap(network).total < 1e-3

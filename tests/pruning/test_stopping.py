@@ -52,6 +52,7 @@ def test_a_plateau_is_one_of_two_epochs() -> None:
 def test_the_smaller_the_network_the_further_its_flow_may_be(drift: float, one: float, other: float) -> None:
     smaller, larger = sorted((one, other))
     assert drift_epsilon(drift, smaller) >= drift_epsilon(drift, larger) >= drift_epsilon(drift, 1.0) == drift
+    assert drift_epsilon(drift, smaller, 0.9) == min(0.9, drift_epsilon(drift, smaller))
 
 
 @given(st.lists(st.floats(0, 2), min_size=1, max_size=20), st.floats(0.05, 1))
