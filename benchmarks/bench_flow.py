@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from slimcli.data.memory import ImageLoader
 from slimcli.networks import resolve
 from slimcli.pruning.flow import consecutive, gradient_flow, information_flow
-from slimcli.settings import FitSettings, PruneSettings
+from slimcli.settings import FLOW_SAMPLES, GRADIENT_SAMPLES, FitSettings
 from slimcli.training.engine import Engine
 
-IMAGES, BATCH, ROUNDS, LIMIT = PruneSettings.flow_samples, 128, 7, 1.15
+IMAGES, BATCH, ROUNDS, LIMIT = FLOW_SAMPLES, 128, 7, 1.15
 OF_AN_EPOCH = 0.05
 """The most that a look at the information flow may cost of an epoch."""
 NETWORKS = {"lenet5": ((1, 28, 28), 54_000), "resnet20-cifar": ((3, 32, 32), 45_000)}
@@ -71,7 +71,8 @@ def measure(arch: str) -> bool:
         f"{arch}, {count} images: information flow {ratios['information']:.2f} of a forward pass ({middle['forward']:.2f} s), "
         f"gradient flow {ratios['gradient']:.2f} of forward and backward ({middle['backward']:.2f} s)"
     )
-    shares = {name: middle[name] / (middle["training"] * epoch / count) for name in ratios}
+    wanted = {"information": FLOW_SAMPLES, "gradient": GRADIENT_SAMPLES}
+    shares = {name: middle[name] * wanted[name] / (middle["training"] * epoch) for name in ratios}
     print(
         f"{arch}: of an epoch of {epoch:,} images a look at the information flow takes {shares['information']:.1%}, at the "
         f"gradient flow {shares['gradient']:.1%}; of one of 16,000 images {shares['information'] * epoch / 16_000:.1%} and "

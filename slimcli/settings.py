@@ -20,6 +20,10 @@ DISTANCES = ("l1", "l2", "cosine")
 PENALTIES = ("tie", "exp", "weights", "none")
 STOPS = ("epochs", "accuracy", "plateau", "if", "gf", "flow")
 FLOW_STOPS = ("if", "gf")
+FLOW_SAMPLES, GRADIENT_SAMPLES = 2048, 8192
+"""On how many images an information flow, and a gradient flow, is measured: as few as decide what all images do
+(`docs/incop.md`).
+"""
 GRANULARITIES = ("filter", "weight")
 SCOPES = ("layer", "global")
 FLOW_FORMS = ("correlation", "raw")
@@ -194,7 +198,7 @@ class PruneSettings(DataSettings, FitSettings):
     margin: float = 0.5
     flow_form: str = "correlation"
     flow_distance: str = "relative"
-    flow_samples: int = 2048
+    flow_samples: int | None = None
     lambda_: float = 1.0
     norm: str = "l1"
     distance: str = "l1"
@@ -245,7 +249,8 @@ class PruneSettings(DataSettings, FitSettings):
         _within("--margin", self.margin, 0.0, 100.0)
         _one_of("--flow-form", self.flow_form, FLOW_FORMS)
         _one_of("--flow-distance", self.flow_distance, FLOW_DISTANCES)
-        _at_least("--flow-samples", self.flow_samples, 2)
+        if self.flow_samples is not None:
+            _at_least("--flow-samples", self.flow_samples, 2)
         if self.final is not None:
             _one_of("--final", self.final, FINALS)
         if self.final_lr is not None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from slimcli.errors import SettingsError
-from slimcli.settings import DataSettings
+from slimcli.settings import FLOW_SAMPLES, GRADIENT_SAMPLES, DataSettings
 
 S = TypeVar("S", bound=DataSettings)
 _WHERE, _DATA, _TRAIN, _BUDGET, _PARTS = "Output", "Data", "Training", "Budget", "Parts of the method"
@@ -282,7 +282,14 @@ FlowForm = Annotated[str, typer.Option(help="Information flow as correlation, or
 FlowDistance = Annotated[
     str, typer.Option(help="Of a flow from the dense network's: relative, absolute or cosine.", rich_help_panel=_PARTS)
 ]
-FlowSamples = Annotated[int, typer.Option(help="Training images that a flow is measured on.", rich_help_panel=_PARTS)]
+FlowSamples = Annotated[
+    int | None,
+    typer.Option(
+        help="Training images that a flow is measured on.",
+        show_default=f"if, flow: {FLOW_SAMPLES:,}; gf: {GRADIENT_SAMPLES:,}",
+        rich_help_panel=_PARTS,
+    ),
+]
 Lambda = Annotated[float, typer.Option("--lambda", help="Weight of a penalty on norms (tie, exp).", rich_help_panel=_PARTS)]
 Distance = Annotated[str, typer.Option(help="Of norm histories: l1, l2 or cosine.", rich_help_panel=_PARTS)]
 Window = Annotated[int | None, typer.Option(help="Only the last so many epochs of the history count.", rich_help_panel=_PARTS)]

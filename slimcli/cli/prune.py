@@ -49,7 +49,7 @@ def prune(
     margin: o.Margin = 0.5,
     flow_form: o.FlowForm = "correlation",
     flow_distance: o.FlowDistance = "relative",
-    flow_samples: o.FlowSamples = 2048,
+    flow_samples: o.FlowSamples = None,
     norm: o.Norm = "l1",
     distance: o.Distance = "l1",
     window: o.Window = None,

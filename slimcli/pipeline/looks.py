@@ -118,6 +118,7 @@ class Watch:
         seed_everything(self._settings.seed, FLOW_IMAGES)
         group, device, train = self._engine.group, self._engine.device, self._data.train
         per_batch = -(-train.samples // len(train))  # a user's loader has batches of its own size
+        assert self._settings.flow_samples is not None  # `methods.resolve` fills it in
         batches = -(-self._settings.flow_samples // per_batch)
         for images, labels in islice(train.shard(group.rank, group.size).epoch(0), batches):
             yield images.to(device), labels.to(device)

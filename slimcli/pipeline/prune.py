@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from slimcli import processes
-from slimcli.errors import DivergedError, FlowError
+from slimcli.errors import CheckpointError, DivergedError, FlowError
 from slimcli.pipeline.decisions import dead_units, first_batches
 from slimcli.pipeline.last import LastRetraining
 from slimcli.pipeline.state import DONE, Network, State
@@ -56,6 +57,11 @@ class Loop:
         if self.work.state.dense is None:
             self.work.state.dense = self.work.engine.evaluate(self.work.state.network.model, self.work.data.held_out)
             self.work.saved(self.work.state.stage)
+        if not math.isfinite(self.work.dense_score.loss):
+            raise CheckpointError(
+                "the network's outputs on the held-out images are not finite",
+                "use an earlier checkpoint, or see to --mean and --std",
+            )
         turn, last = Turn(self.work), self.last
         stages = {
             "observe": turn.observe,

@@ -285,7 +285,7 @@ class _Moments:
             about_own = self._squares[name] - self._sums[name].square() / own_count
             variance[name] = (total(about_own + self._count * offset[name].square()) / count).clamp(min=0)
             if not bool(torch.isfinite(mean[name]).all() and torch.isfinite(variance[name]).all()):
-                raise FlowError(f"{name} has activations that are not finite", "try a lower --lr, or look at the images")
+                raise FlowError(f"{name} has activations that are not finite", "try a lower --lr, or another stopping rule")
         flow: dict[tuple[str, str], Tensor] = {}
         for reader, names in self.writers.items():
             sums, offsets, means, variances = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from slimcli.errors import SettingsError, suggest
-from slimcli.settings import FLOW_STOPS, PruneSettings
+from slimcli.settings import FLOW_SAMPLES, FLOW_STOPS, GRADIENT_SAMPLES, PruneSettings
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ _PAIRING = ("history", "random-pairs")
 EPOCHS, MOST_EPOCHS = 3, 20
 """Of retraining after each removal: where their number is the rule, and where another rule may end it sooner."""
 
+_SAMPLES = {"if": FLOW_SAMPLES, "flow": FLOW_SAMPLES, "gf": GRADIENT_SAMPLES}
+
 
 def resolve(settings: PruneSettings) -> PruneSettings:
     """The settings with the method's parts filled in where they were not overridden; `SettingsError` for unknown names, and for
@@ -94,6 +96,7 @@ def resolve(settings: PruneSettings) -> PruneSettings:
         rewind=method.rewind if settings.rewind is None else settings.rewind,
         final=settings.final or method.final,
         distill=distill,
+        flow_samples=settings.flow_samples if settings.flow_samples is not None else _SAMPLES.get(stop),
     )
     _check_granularity(resolved)
     return resolved

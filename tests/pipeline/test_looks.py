@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import slimcli
-from slimcli.errors import ArchError, DivergedError, FlowError, SettingsError
+from slimcli.errors import ArchError, CheckpointError, DivergedError, FlowError, SettingsError
 from slimcli.networks.cost import layers_of
 from slimcli.pipeline import job
 from slimcli.pipeline.decisions import remove
@@ -508,3 +508,13 @@ def test_a_network_of_one_layer_is_refused_before_anything_is_written(tmp_path: 
     with pytest.raises(ArchError, match="no information flows between layers"):
         job.run(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stop", ["epochs", "if", "gf", "flow"])
+def test_a_network_without_finite_outputs_is_refused(tiny_checkpoint: Path, tmp_path: Path, stop: str) -> None:
+    """Its weights are finite: only images show it."""
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    content["state_dict"]["conv1.weight"][0] = 3e38
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="outputs on the held-out images are not finite"):
+        run(tmp_path / "model.pt", tmp_path / "run", method="sap", stop=stop)
