@@ -1,4 +1,4 @@
-"""Several runs on one page: a table, and accuracy against the MACs that were kept."""
+"""Several runs on one page: a table, and accuracy against the MACs (of masked networks the weights) that were kept."""
 
 from __future__ import annotations
 
@@ -84,24 +84,38 @@ def row(result: Result) -> dict[str, str]:
 
 
 def pareto(results: Sequence[Result]) -> Plot:
-    """Top-1 against the MACs kept."""
+    """Top-1 against the MACs kept; or, where a network is masked, against the weights left: a mask saves no MACs."""
+    masked = any(result.metrics.get("sparsity") for result in results)
+    kept = "weights left" if masked else "MACs kept"
     return Plot(
         name="pareto",
-        title="Accuracy against MACs",
+        title="Accuracy against weights" if masked else "Accuracy against MACs",
         caption="Further up and further left is better. Large markers are the networks on the test split; "
         "the faint lines are their iterations on the held-out split.",
-        description="A scatter chart: to the right, MACs kept in percent of the dense network; upwards, top-1 in percent. "
+        description=f"A scatter chart: to the right, {kept} in percent of the dense network; upwards, top-1 in percent. "
         "One marker per run, with bars for the standard deviation of its repetitions, a hollow diamond for the dense network, "
         "and a faint line through each run's iterations.",
         size=(9, 4.6),
-        draw=lambda figure: _draw(figure, results),
-        head=("run", "iteration", "MACs kept", "held-out top-1"),
+        draw=lambda figure: _draw(figure, results, masked),
+        head=("run", "iteration", kept, "held-out top-1"),
         rows=tuple(
-            (result.name, str(step["index"]), formats.percent(step["macs"] / result.dense["macs"]), f"{step['top1']:.2f} %")
+            (result.name, str(step["index"]), formats.percent(_share(step, result, masked)), f"{step['top1']:.2f} %")
             for result in results
             for step in result.kept_iterations
         ),
     )
+
+
+def _share(step: JsonDict, result: Result, masked: bool) -> float:
+    """What an iteration left of the dense network: of its weights, or of its MACs."""
+    return float(step["remaining"] if masked else step["macs"] / result.dense["macs"])
+
+
+def _left(result: Result, masked: bool) -> float:
+    """What the run left of the dense network: of its weights, or of its MACs."""
+    if not masked:
+        return result.kept("macs")
+    return _share(result.kept_iterations[-1], result, masked) if result.kept_iterations else 1.0
 
 
 Series = list[Result]
@@ -115,19 +129,19 @@ def _series(results: Sequence[Result]) -> dict[str, Series]:
     return {(name if len(series) > 1 else series[0].name): series for name, series in found.items()}
 
 
-def _draw(figure: Figure, results: Sequence[Result]) -> None:
+def _draw(figure: Figure, results: Sequence[Result], masked: bool) -> None:
     axes = figure.subplots()
     for (name, series), color, marker in zip(_series(results).items(), cycle(COLORS), cycle(MARKERS), strict=False):
         for result in series:
-            steps = [(100 * step["macs"] / result.dense["macs"], step["top1"]) for step in result.kept_iterations]
+            steps = [(100 * _share(step, result, masked), step["top1"]) for step in result.kept_iterations]
             line(axes, steps, "", color=color, linewidth=1, alpha=0.5, marker=".", markersize=3)
-        ends = [(100 * result.kept("macs"), result.slim["top1"]) for result in series if result.finished]
-        macs, top1 = ([end[axis] for end in ends] or [math.nan] for axis in (0, 1))
+        ends = [(100 * _left(result, masked), result.slim["top1"]) for result in series if result.finished]
+        shares, top1 = ([end[axis] for end in ends] or [math.nan] for axis in (0, 1))
         axes.errorbar(
-            fmean(macs),
+            fmean(shares),
             fmean(top1),
             yerr=_deviation(top1),
-            xerr=_deviation(macs),
+            xerr=_deviation(shares),
             label=name,
             color=color,
             marker=marker,
@@ -138,7 +152,7 @@ def _draw(figure: Figure, results: Sequence[Result]) -> None:
         )
     dense = [(100, top1) for top1 in sorted({result.dense["top1"] for result in results})]
     line(axes, dense, "dense", color=INK, marker="D", markersize=7, markerfacecolor="none", linestyle="")
-    axes.set(xlabel="MACs kept (%)", ylabel="top-1 (%)", xlim=(0, 104))
+    axes.set(xlabel="weights left (%)" if masked else "MACs kept (%)", ylabel="top-1 (%)", xlim=(0, 104))
     figure.legend(loc="outside right upper")
 
 

@@ -16,7 +16,7 @@ import tomli_w
 
 from slimcli.errors import RunDirError
 from slimcli.report import page
-from slimcli.report.compare import _series, compare, gather
+from slimcli.report.compare import _series, compare, gather, pareto
 from slimcli.rundir import RunDir
 
 JsonDict = dict[str, Any]
@@ -259,6 +259,19 @@ def test_compare_puts_runs_of_one_name_on_one_page(tmp_path: Path, metrics: Json
         assert name in outline.text
     for said in ("3 runs compared", "different networks or data", "lenet5 on mnist", "80.0 %"):
         assert said in outline.text
+
+
+def test_masked_networks_are_compared_by_the_weights_that_they_have_left(tmp_path: Path, metrics: JsonDict) -> None:
+    """MACs say nothing about them."""
+    steps = [step | {"remaining": 0.125, "kept": True} for step in metrics["iterations"]]
+    masked = metrics | {"sparsity": {"weights": 8, "zeros": 7}, "iterations": steps}
+    plots = {"weights left": [metrics | {"iterations": steps}, masked], "MACs kept": [metrics]}
+    for axis, runs in plots.items():
+        results = gather([make_run(tmp_path / axis / str(number), each) for number, each in enumerate(runs)])
+        plot = pareto(results)
+        assert plot.head[2] == axis
+        assert {row[2] == "12.5 %" for row in plot.rows} == {axis == "weights left"}
+        assert axis in check_stands_alone(compare(results, tmp_path / "compare.html").read_text()).text
 
 
 def test_compare_wants_a_run(tmp_path: Path) -> None:
