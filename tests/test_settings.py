@@ -215,6 +215,7 @@ def test_every_setting_can_be_written_into_a_recipe() -> None:
         "rewind": True,
         "stop": "if",
         "epsilon": 0.1,
+        "flow_samples": 64,
         "tie_epochs": 1,
         "epochs": 2,
     }
