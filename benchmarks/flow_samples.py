@@ -6,15 +6,15 @@
 
 Along SAP's iterations (p, q = 0.5, 1; single weights) the network is measured after each removal and each epoch of retraining,
 on the first N images for each N, and on all. A decision is the epoch at which the rule `if` (or `gf`) stops the retraining of an
-iteration, for several epsilons, and the number of epochs that `flow` gives it; each N has its own dense flow and drift. A study
-tells much only where many of the decisions on all images fall between the removal and the last epoch: how many is printed.
+iteration, without an epsilon and for several (shares of the mean distance on all images), and the number of epochs that `flow`
+gives it; each N has its own dense flow. A study tells much only where many of the decisions on all images fall between the first
+and the last epoch: how many is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -29,13 +29,13 @@ from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.looks import FLOW_IMAGES
 from slimcli.pruning import flow, masks
 from slimcli.pruning.sparsity import sap_amount
-from slimcli.pruning.stopping import NEARLY_NONE, FlowWithin, Look, allotment, drift_epsilon
+from slimcli.pruning.stopping import FlowNoNearer, FlowWithin, Look, Rule, allotment
 from slimcli.settings import TrainSettings
 from slimcli.training.engine import Engine, Epoch, FitState, seed_everything
 
 SAMPLES = (128, 256, 512, 1024, 2048, 4096, 8192)
-FACTORS = (0.7, 1.0, 1.4, 2.0)
-"""The drift's epsilon times these: a number of images that only suits one epsilon suits none."""
+FACTORS = (0.8, 1.0, 1.25)
+"""The epsilons, of the mean distance: a number of images that only suits one epsilon suits none."""
 KINDS = ("if", "gf")
 MOST = 20
 """Epochs of one retraining."""
@@ -103,13 +103,11 @@ def main() -> None:
         return flow.gap(now, then).total
 
     dense = measured(model)
-    moved = copy.deepcopy(model)
     started = time.perf_counter()
-    engine.fit(moved, data.train, 1, "drift", schedule="constant")
+    engine.fit(copy.deepcopy(model), data.train, 1, "timed", schedule="constant")
     epoch_seconds = time.perf_counter() - started
-    drift = {key: distance(key[0], found, dense[key]) for key, found in measured(moved).items()}
     held, total = masks.full(model), masks.alive(masks.full(model))
-    looks: list[tuple[float, dict[tuple[str, int], list[Look]]]] = []
+    looks: list[dict[tuple[str, int], list[Look]]] = []
     owed, allotted = dict.fromkeys(sizes, 0.0), {count: list[int]() for count in sizes}
     for iteration in range(1, options.iterations + 1):
         counts = {name: sap_amount(vector, 0.5, 1.0) for name, vector in masks.survivors(model, held).items()}
@@ -131,53 +129,46 @@ def main() -> None:
 
         with masks.held(model, held):
             engine.fit(model, data.train, options.epochs, f"retrain {iteration}", after_epoch=look, schedule="constant")
-        looks.append((masks.alive(held) / total, seen))
+        looks.append(seen)
         for kind in KINDS:
             ends = ", ".join(f"{count}: {seen[kind, count][-1].distance:.3f}" for count in sizes)
-            print(f"iteration {iteration}, {looks[-1][0]:.1%} of the weights, {kind}, last distance: {ends}", flush=True)
+            print(
+                f"iteration {iteration}, {masks.alive(held) / total:.1%} of the weights, {kind}, last distance: {ends}",
+                flush=True,
+            )
 
     print(f"\n{options.arch}, {data.name}, {data.train.samples} images, an epoch {epoch_seconds:.1f} s\n")
+    whole = sizes[-1]
+    rules: dict[str, list[Rule]] = {}
     for kind in KINDS:
-        stops = [stop(kind, drift, sizes[-1], remaining, seen, factor) for remaining, seen in looks for factor in FACTORS]
-        none, never = stops.count(0), stops.count(options.epochs + 1)
-        print(f"{kind}, on all images: {none} decisions for no epoch, {never} never met, {len(stops) - none - never} in between")
-    print("\n| images | flow | drift | error of the distance, mean | decisions as on all images | one look, share of an epoch |")
+        mean = statistics.mean(look.distance or 0.0 for seen in looks for look in seen[kind, whole])
+        rules[kind] = [FlowNoNearer(), *(FlowWithin(mean * factor) for factor in FACTORS)]
+        stops = [stop(rule, seen[kind, whole]) for seen in looks for rule in rules[kind]]
+        one, never = stops.count(1), stops.count(options.epochs + 1)
+        between = len(stops) - one - never
+        print(f"{kind}, on all images: {one} decisions for one epoch, {never} never met, {between} in between; mean {mean:.3f}")
+    print("\n| images | flow | mean error of the distance | decisions as on all | without epsilon | a look, of an epoch |")
     print("| --- | --- | --- | --- | --- | --- |")
     for kind in KINDS:
         for count in sizes:
             errors = [
-                abs(own.distance - whole.distance) / whole.distance
-                for _, seen in looks
-                for own, whole in zip(seen[kind, count], seen[kind, sizes[-1]], strict=True)
-                if own.distance is not None and whole.distance
+                abs(own.distance - exact.distance) / exact.distance
+                for seen in looks
+                for own, exact in zip(seen[kind, count], seen[kind, whole], strict=True)
+                if own.distance is not None and exact.distance
             ]
-            same = [
-                stop(kind, drift, count, remaining, seen, factor) == stop(kind, drift, sizes[-1], remaining, seen, factor)
-                for remaining, seen in looks
-                for factor in FACTORS
-            ]
+            same = [[stop(rule, seen[kind, count]) == stop(rule, seen[kind, whole]) for rule in rules[kind]] for seen in looks]
             print(
-                f"| {count:,} | {kind} | {drift[kind, count]:.3f} | {statistics.mean(errors):.1%} | {sum(same)} of {len(same)} "
-                f"| {seconds[kind, count] / epoch_seconds:.1%} |"
+                f"| {count:,} | {kind} | {statistics.mean(errors):.1%} | {sum(map(sum, same))} of {len(same) * len(rules[kind])} "
+                f"| {sum(first for first, *_ in same)} of {len(same)} | {seconds[kind, count] / epoch_seconds:.1%} |"
             )
     print("\nepochs that the rule flow gives out:\n")
     for count in sizes:
         print(f"| {count:,} | {' '.join(map(str, allotted[count]))} |")
 
 
-def stop(
-    kind: str,
-    drift: dict[tuple[str, int], float],
-    count: int,
-    remaining: float,
-    seen: dict[tuple[str, int], list[Look]],
-    factor: float,
-) -> int:
-    """The epoch after which the rule, by so many images, ends the retraining; 0 where it is met right after the removal, one more
-    than there were where it is never met.
-    """
-    looks, most = seen[kind, count], NEARLY_NONE if kind == "if" else math.inf
-    rule = FlowWithin(drift_epsilon(drift[kind, count] * factor, remaining, most))
+def stop(rule: Rule, looks: list[Look]) -> int:
+    """The epoch after which the rule ends the retraining; one more than there were where it is never met."""
     return next((at for at in range(len(looks)) if rule.enough(looks[: at + 1])), len(looks))
 
 

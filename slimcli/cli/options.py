@@ -262,9 +262,9 @@ Stop = Annotated[
     str | None,
     typer.Option(
         help="When retraining after a removal ends: epochs; accuracy (held-out top-1 within --margin of the dense network's); "
-        "plateau (of the training loss); if, gf (information, gradient flow within --epsilon of the dense network's); flow (as "
-        "many epochs as the removal broke of the information flow). Never after more than --epochs, nor (but for epochs) while "
-        "accuracy is below --max-drop.",
+        "plateau (of the training loss); if, gf (information, gradient flow within --epsilon of the dense network's, or as "
+        "near as it comes); flow (as many epochs as the removal broke of the information flow). Never after more than "
+        "--epochs, nor (but for epochs) while accuracy is below --max-drop.",
         show_default="the method's",
         rich_help_panel=_PARTS,
     ),
@@ -273,7 +273,7 @@ Epsilon = Annotated[
     float | None,
     typer.Option(
         help="How far the flow may be from the dense network's; for flow, the share of it that may break for each epoch.",
-        show_default="what an epoch without a removal moves it, times (weights left)^(-2/3), for if at most 0.9; flow: 0.15",
+        show_default="if, gf: until an epoch brings it less than 10 % nearer; flow: 0.15",
         rich_help_panel=_PARTS,
     ),
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -17,19 +16,18 @@ from slimcli.pipeline.origins import Origins
 from slimcli.pipeline.state import Network
 from slimcli.pruning import flow, masks
 from slimcli.pruning.stopping import (
-    NEARLY_NONE,
     AccuracyBack,
     AllEpochs,
     Allotted,
+    FlowNoNearer,
     FlowWithin,
     Look,
     LossPlateau,
     Rule,
-    drift_epsilon,
 )
 from slimcli.records import Score
 from slimcli.settings import FLOW_STOPS, PruneSettings
-from slimcli.training.engine import Engine, Epoch, seed_everything
+from slimcli.training.engine import Engine, Epoch, channels_last, seed_everything
 
 FLOW_IMAGES = 2 * 10**9
 """In place of an epoch's number, for what a user's loader draws at random when a flow is measured: the same images each time."""
@@ -93,19 +91,10 @@ class Watch:
             now, left = (flow.surviving(each, masks.dead_filters(after.masks)) for each in (now, left))
         return flow.gap(now, left).total
 
-    def drift(self, network: Network) -> float:
-        """How far an epoch of training at the retraining's learning rate moves a network's flow from the dense one's, nothing
-        removed.
-        """
-        moved = copy.deepcopy(network)
-        with masks.held(moved.model, moved.masks or {}):
-            self._engine.fit(moved.model, self._data.train, 1, "drift", schedule="constant")
-        return self._engine.group.broadcast(self.gap(moved).total)
-
     def _measured(self, model: nn.Module) -> dict[Any, Tensor]:
         """The information flow, or for `gf` the gradients that it comes from."""
         total = self._engine.group.sum
-        with self._engine.memory_named("measuring a flow"):
+        with self._engine.memory_named("measuring a flow"), channels_last(model):
             if self._settings.stop == "gf":
                 return dict(flow.gradients(model, self._batches(), total=total))
             if self._writers is None:  # the names of layers: a removal does not change them
@@ -133,10 +122,8 @@ def _newly_removed(before: Network, after: Network) -> dict[str, list[int]]:
     return places
 
 
-def rule_of(settings: PruneSettings, dense: Score, drift: float | None, remaining: float, allotted: int = 0) -> Rule:
-    """The rule for one retraining. `drift` is given where the settings name no epsilon; `remaining` is the share of the weights
-    that are left, `allotted` the epochs that `flow` gives out.
-    """
+def rule_of(settings: PruneSettings, dense: Score, allotted: int = 0) -> Rule:
+    """The rule for one retraining; `allotted` are the epochs that `flow` gives out."""
     if settings.stop == "accuracy":
         return AccuracyBack(dense.top1 - settings.margin)
     if settings.stop == "plateau":
@@ -144,12 +131,7 @@ def rule_of(settings: PruneSettings, dense: Score, drift: float | None, remainin
     if settings.stop == "flow":
         return Allotted(allotted)
     if settings.stop in FLOW_STOPS:
-        epsilon = settings.epsilon
-        if epsilon is None:
-            assert drift is not None
-            bounded = settings.stop == "if" and settings.flow_distance != "absolute"
-            epsilon = drift_epsilon(drift, remaining, NEARLY_NONE if bounded else math.inf)
-        return FlowWithin(epsilon)
+        return FlowNoNearer() if settings.epsilon is None else FlowWithin(settings.epsilon)
     return AllEpochs()
 
 

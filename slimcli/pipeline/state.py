@@ -101,7 +101,7 @@ class State:
     `network` is the one being worked on, `kept` the last one within the allowed drop (they are one object between two
     iterations), `unretrained` a copy from right after the removal where that was within the allowed drop, `best` the one that did
     best of the last retrainings tried so far (`trials`); `fit` is the training phase in progress, `looks` what the stopping rule
-    saw before the retraining and after each of its epochs, `drift` how far the dense network's flow moves in an epoch, `moved`
+    saw before the retraining and after each of its epochs, `moved`
     how far the last removal moved the flow, `owed` what such removals broke of it and no epoch was given for, `allotted` the
     epochs of this retraining, `draws` the state of the generator of random choices.
     """
@@ -121,7 +121,6 @@ class State:
     seconds: float = 0.0
     fit: FitState | None = None
     looks: list[Look] = field(default_factory=list)
-    drift: float | None = None
     moved: float | None = None
     owed: float = 0.0
     allotted: int = 0
@@ -159,7 +158,7 @@ class State:
         unretrained = Network.from_content(after_surgery, dense, input_shape) if after_surgery else None
         return cls(
             **{
-                **{key: value for key, value in content.items() if key != "best_is_network"},
+                **{each.name: content[each.name] for each in fields(cls) if each.name in content},  # an older one has others
                 "kept": kept,
                 "network": network,
                 "unretrained": unretrained,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from slimcli.pruning import masks
 from slimcli.pruning.merging import factors_of, merge
 from slimcli.pruning.stopping import PER_EPOCH, FlowWithin, Rule, allotment
 from slimcli.records import Iteration, Score
-from slimcli.settings import FLOW_STOPS, PruneSettings
+from slimcli.settings import PruneSettings
 from slimcli.training.engine import seed_everything
 
 MERGE_IMAGES = 2048
@@ -38,18 +38,13 @@ class Turn:
         self.work = work
 
     def observe(self) -> str:
-        """Record a norm history where there is none; where flows will be compared, measure how far they move by themselves."""
+        """Record a norm history where there is none."""
         network = self.work.state.network
         if self.work.settings.criterion == "history":
             if network.history.epochs == 0 or self.work.state.fit is not None:
                 self.work.train(self.work.settings.observe_epochs, "observe")
         elif network.history.epochs == 0:
             network.history.record(network.model)
-        if self.work.settings.stop in FLOW_STOPS and self.work.settings.epsilon is None and self.work.settings.iterations != 0:
-            state = self.work.state
-            state.drift = self.work.watch.drift(state.network)
-            state.training_macs += self.work.data.train.samples * 3 * state.network.cost.macs
-            self.work.note("drift", distance=state.drift)
         return self.work.saved("choose")
 
     def choose(self) -> str:
@@ -152,18 +147,14 @@ class Turn:
         return "judge"
 
     def _rule(self) -> Rule:
-        network, dense = self.work.state.network, self.work.origins.dense
-        remaining = remaining_weights(network, dense)
-        if network.masks is not None:  # of those that the run began with: it may have been given a masked network
-            remaining /= remaining_weights(replace(network, masks=masks.of(dense)), dense)
-        return rule_of(self.work.settings, self.work.dense_score, self.work.state.drift, remaining, self.work.state.allotted)
+        return rule_of(self.work.settings, self.work.dense_score, self.work.state.allotted)
 
     def judge(self) -> str:
         """Keep the network; or as it was before its retraining, where that lost too much; or take the iteration back and end the
         loop.
         """
         state, network = self.work.state, self.work.state.network
-        top1 = self.work.engine.evaluate(network.model, self.work.data.held_out).top1
+        top1 = self.work.top1()
         if undone := state.unretrained is not None and not self.work.allowed(top1):
             assert state.unretrained is not None
             state.network, top1 = state.unretrained, state.top1_after_surgery
@@ -204,9 +195,10 @@ class Turn:
 
     def _flows(self, step: Iteration) -> str:
         """What the rule went by, where it went by a flow."""
-        if step.epsilon is not None and step.flow_distance_after_surgery is not None:
+        if step.flow_distance_after_surgery is not None:
             now = (step.flow_distance_after_surgery, *step.flow_distance)[-1]
-            return f", flow distance {now:.3f} where {step.epsilon:.3f} is asked for"
+            wanted = f" where {step.epsilon:.3f} is asked for" if step.epsilon is not None else ""
+            return f", flow distance {now:.3f}{wanted} ({step.flow_distance_after_surgery:.3f} right after surgery)"
         if step.flow_moved is not None:
             return f", {step.flow_moved**2:.0%} of the flow broken and {self.work.state.owed:.0%} carried over"
         return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from torch import nn
 
@@ -116,7 +116,17 @@ class Work:
         """Whether the rule is met, by a network within the allowed drop."""
         if not rule.enough(self.state.looks):
             return False
-        return self.allowed(self.engine.evaluate(self.state.network.model, self.data.held_out).top1)
+        return self.allowed(self.top1())
+
+    def top1(self) -> float:
+        """The network's top-1 on the held-out split; where a rule has looked at it, measured at most once since then."""
+        looks = self.state.looks
+        if looks and looks[-1].top1 is not None:
+            return looks[-1].top1
+        top1 = self.engine.evaluate(self.state.network.model, self.data.held_out).top1
+        if looks:
+            looks[-1] = replace(looks[-1], top1=top1)
+        return top1
 
     def allowed(self, top1: float) -> bool:
         """Whether this top-1 on the held-out split is within the allowed drop."""

@@ -12,6 +12,7 @@ from slimcli.records import JsonDict
 from slimcli.report.formats import percent, plural
 from slimcli.report.result import Result
 from slimcli.report.svg import GREEN, INK, SKY, VERMILLION, Plot, line
+from slimcli.settings import FLOW_STOPS
 
 
 def stopping(result: Result) -> Plot | None:
@@ -21,14 +22,10 @@ def stopping(result: Result) -> Plot | None:
         return None
     met = sum(bool(step.get("stopped")) for step in steps)
     flows = any(_distances(step) or step.get("flow_moved") is not None for step in steps)
-    drift = next((event["distance"] for event in result.of_kind("drift")), None)
-    observed = sum(event["phase"] == "observe" for event in result.of_kind("epoch"))
-    epochs = f"{observed + 1} epochs without a removal move" if observed else "An epoch without a removal moves"
-    moved = f" {epochs} the dense network's flow by {drift:.3f}." if drift is not None else ""
     return Plot(
         name="stopping",
         title="How long each retraining took",
-        caption=_caption(rule, met, len(steps)) + moved,
+        caption=_caption(rule, met, len(steps), result.settings.get("epsilon") is not None),
         description="Bars: the epochs of each iteration's retraining, hatched where the rule was not met; squares: weights left."
         + (
             " Below, for each iteration: a line, the distance of the flow from the dense network's after the removal and after "
@@ -66,13 +63,16 @@ def _distances(step: JsonDict) -> list[float]:
     return [*([] if first is None else [first]), *(step.get("flow_distance") or ())]
 
 
-def _caption(rule: str, met: int, count: int) -> str:
+def _caption(rule: str, met: int, count: int, within: bool) -> str:
     if rule == "flow":
         return (
             "Epochs are given out for what removals broke of the flow: one for each part of the squared move that epsilon names "
             f"({PER_EPOCH} by default); the rest is carried over to the next removal."
         )
-    return f"The rule {rule} ended {met} of {plural(count, 'retraining')} before their limit."
+    until = f"The rule {rule} ended {met} of {plural(count, 'retraining')}"
+    if rule in FLOW_STOPS and not within:
+        return f"{until}: at the first epoch that brought the flow no nearer to the dense network's."
+    return f"{until} before their limit."
 
 
 def shares(result: Result) -> Plot | None:

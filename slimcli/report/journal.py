@@ -86,7 +86,7 @@ def _pruned(start: JsonDict, events: Sequence[JsonDict]) -> JsonDict:
         "slim": _side(after, deployed.get("slim")),
         "removed": {key: 1 - after[key] / before[key] for key in ("macs", "params")},
         "held_out": end["held_out"] if end else _held_out(start, iterations),
-        "epochs": end["epochs"] if end else len([*of_kind(events, "epoch"), *of_kind(events, "drift")]),
+        "epochs": end["epochs"] if end else len(of_kind(events, "epoch")),
         "training_macs": (end or {}).get("training_macs"),
         "reason": end["reason"] if end else where(events),
         "budget_met": bool(end and end["budget_met"]),

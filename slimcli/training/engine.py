@@ -217,7 +217,7 @@ class Engine:
         """
         seed_everything(self.settings.seed, self.epochs_done)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        with evaluating(model), self.group.losses_named(), self.memory_named("measuring accuracy"):
+        with evaluating(model), channels_last(model), self.group.losses_named(), self.memory_named("measuring accuracy"):
             for images, labels in loader.shard(self.group.rank, self.group.size).epoch(0):
                 if not len(labels):
                     continue
@@ -255,17 +255,29 @@ def seed_everything(seed: int, number: int) -> None:
 
 @contextmanager
 def _training(model: nn.Module) -> Iterator[None]:
-    """Training mode in channels-last layout (a third faster on CPUs, faster on tensor cores); eval mode afterwards.
-
-    Also back in the layout that a loaded network has: kernels differ in the last bits between layouts.
-    """
-    model.to(memory_format=torch.channels_last)
+    """Training mode; eval mode afterwards."""
     model.train()
+    try:
+        with channels_last(model):
+            yield
+    finally:
+        model.eval()
+
+
+@contextmanager
+def channels_last(model: nn.Module) -> Iterator[None]:
+    """Convolutions in channels-last layout (up to three times as fast on CPUs, faster on tensor cores), where they are not.
+
+    Afterwards back in the layout that a loaded network has: kernels differ in the last bits between layouts.
+    """
+    if all(each.is_contiguous(memory_format=torch.channels_last) for each in model.parameters() if each.dim() == 4):
+        yield
+        return
+    model.to(memory_format=torch.channels_last)
     try:
         yield
     finally:
         model.to(memory_format=torch.contiguous_format)
-        model.eval()
 
 
 def lr_factor(schedule: str, progress: float) -> float:

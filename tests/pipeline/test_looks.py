@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,12 +24,12 @@ from slimcli.pipeline.state import Network
 from slimcli.pipeline.train import train
 from slimcli.pipeline.work import Work
 from slimcli.pruning import masks
-from slimcli.pruning.stopping import AllEpochs, Allotted, FlowWithin, Look, drift_epsilon
+from slimcli.pruning.stopping import NEARER, AccuracyBack, AllEpochs, Allotted, FlowNoNearer, FlowWithin, Look, LossPlateau
 from slimcli.records import JsonDict, Score
 from slimcli.report import page
 from slimcli.report.journal import rebuild
 from slimcli.rundir import RunDir
-from slimcli.settings import PruneSettings, TrainSettings
+from slimcli.settings import FLOW_STOPS, PruneSettings, TrainSettings
 from slimcli.training.engine import Engine, Epoch
 from tests.said import Said
 
@@ -64,18 +64,19 @@ def test_the_shares_by_weights_and_by_norms_are_noted_and_shown(tiny_checkpoint:
 
 @pytest.mark.parametrize("stop", ["accuracy", "if", "gf", "flow"])
 @pytest.mark.parametrize("method", ["hbfp", "sap", "random"])
-def test_a_rule_that_is_met_after_the_removal_takes_no_epoch(
+def test_a_rule_that_is_met_at_once_takes_no_epoch_and_one_of_a_distance_takes_one(
     tiny_checkpoint: Path, tmp_path: Path, method: str, stop: str
 ) -> None:
+    least = 1 if stop in FLOW_STOPS else 0
     easy = {"margin": 100.0} if stop == "accuracy" else {"epsilon": 1e9}
     metrics, journal, said = run(tiny_checkpoint, tmp_path / "run", method=method, stop=stop, epochs=5, **easy)
-    assert [step["epochs"] for step in metrics["iterations"]] == [0, 0]
-    assert all(step["stopped"] and step["flow_distance"] == [] for step in metrics["iterations"])
-    assert all((step["flow_distance_after_surgery"] is not None) == (stop in ("if", "gf")) for step in metrics["iterations"])
+    assert [step["epochs"] for step in metrics["iterations"]] == [least, least]
+    assert all(step["stopped"] and len(step["flow_distance"]) == least for step in metrics["iterations"])
+    assert all((step["flow_distance_after_surgery"] is not None) == (stop in FLOW_STOPS) for step in metrics["iterations"])
     assert "not met" not in said
     looks = [event for event in journal if event["event"] == "look"]
-    assert [look["epoch"] for look in looks] == ([] if stop == "flow" else [0, 0])
-    assert not any(event["event"] == "epoch" and event["phase"].startswith("retrain") for event in journal)
+    assert [look["epoch"] for look in looks] == ([] if stop == "flow" else [*range(least + 1)] * 2)
+    assert sum(event["event"] == "epoch" and event["phase"].startswith("retrain") for event in journal) == 2 * least
 
 
 @pytest.mark.parametrize("stop", ["accuracy", "if", "gf", "flow"])
@@ -83,11 +84,12 @@ def test_no_rule_ends_a_retraining_below_the_allowed_drop(tiny_checkpoint: Path,
     """Any distance is near enough for it, any accuracy: the network is retrained until it may be kept, or to the limit."""
     easy: dict[str, Any] = {"margin": 100.0} if stop == "accuracy" else {"epsilon": 1e9}
     settings = {"method": "sap", "amount": "40%", "iterations": 4, "epochs": 3, "max_drop": 5.0, "train_samples": 2000}
-    metrics, _, _ = run(tiny_checkpoint, tmp_path / "run", stop=stop, **(settings | easy))
+    metrics, _, _ = run(tiny_checkpoint, tmp_path / "run", stop=stop, lr=0.001, **(settings | easy))
     lowest = metrics["held_out"]["dense"]["top1"] - 5.0
-    assert {step["epochs"] for step in metrics["iterations"]} > {0}
+    least = 1 if stop in FLOW_STOPS else 0
+    assert max(step["epochs"] for step in metrics["iterations"]) > least
     for step in metrics["iterations"]:
-        assert (step["epochs"] == 0) == (step["top1_after_surgery"] >= lowest)
+        assert (step["epochs"] == 0) == (not least and step["top1_after_surgery"] >= lowest)
         assert step["stopped"] == step["kept"] == (step["top1"] >= lowest)
         assert step["kept"] or step["epochs"] == 3
 
@@ -165,24 +167,35 @@ def test_a_rule_that_cannot_be_met_ends_at_the_limit_and_says_so(tiny_checkpoint
         assert {name for look in looks for name, _ in look["furthest"]} <= {"conv1 -> conv2", "conv2 -> fc1", "fc1 -> fc2"}
 
 
-def test_without_an_epsilon_the_drift_of_an_epoch_is_measured_first(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    metrics, journal, _ = run(tiny_checkpoint, tmp_path / "run", method="incop-if", epochs=1)
-    drift = next(event["distance"] for event in journal if event["event"] == "drift")
-    assert drift > 0
+@pytest.mark.parametrize("stop", FLOW_STOPS)
+def test_without_an_epsilon_a_retraining_ends_where_the_flow_comes_no_nearer(
+    tiny_checkpoint: Path, tmp_path: Path, stop: str
+) -> None:
+    metrics, _, said = run(tiny_checkpoint, tmp_path / "run", method=f"incop-{stop}", epochs=3, pq=(0.5, 1.0))
+    drawn = page.write(RunDir(tmp_path / "run")).read_text()
     for step in metrics["iterations"]:
-        assert step["epsilon"] == drift_epsilon(drift, step["remaining"], 0.9)
         distances = [step["flow_distance_after_surgery"], *step["flow_distance"]]
-        assert step["stopped"] == (distances[-1] <= step["epsilon"])
-        assert len(step["flow_distance"]) == step["epochs"]
-        assert f"<td>{step['epsilon']:.3f}</td>" in page.write(RunDir(tmp_path / "run")).read_text()
-    assert metrics["epochs"] == 1 + sum(step["epochs"] for step in metrics["iterations"]) + 1  # the drift's, the last ones
-    settings = PruneSettings(stop="if")
-    assert rule_of(settings, Score(90.0, 0.1, 10), 0.5, 1.0) == FlowWithin(0.5)
-    assert rule_of(settings, Score(90.0, 0.1, 10), 0.5, 0.001) == FlowWithin(0.9)  # a flow that is gone is 1 away
-    assert rule_of(PruneSettings(stop="gf"), Score(90.0, 0.1, 10), 6.0, 1.0) == FlowWithin(6.0)
-    assert rule_of(PruneSettings(stop="flow"), Score(90.0, 0.1, 10), None, 0.1, 3) == Allotted(3)
-    assert rule_of(PruneSettings(stop="if", epsilon=0.5), Score(90.0, 0.1, 10), None, 0.1) == FlowWithin(0.5)
-    assert rule_of(PruneSettings(stop="epochs"), Score(90.0, 0.1, 10), None, 0.1) == AllEpochs()
+        nearer = [now <= (1 - NEARER) * before for before, now in itertools.pairwise(distances)]
+        assert all(nearer[:-1])
+        assert step["stopped"] == (not nearer[-1])
+        assert step["stopped"] or step["epochs"] == 3
+        assert len(step["flow_distance"]) == step["epochs"] > 0
+        assert step["epsilon"] is None
+        assert f"flow distance {distances[-1]:.3f} ({distances[0]:.3f} right after surgery)" in said
+        assert f"<td>{' '.join(f'{each:.3f}' for each in distances)}</td>" in drawn
+    assert metrics["epochs"] == sum(step["epochs"] for step in metrics["iterations"]) + 1  # the last one
+    assert "brought the flow no nearer" in drawn
+
+
+def test_the_settings_name_the_rule() -> None:
+    dense = Score(90.0, 0.1, 10)
+    for stop in FLOW_STOPS:
+        assert rule_of(PruneSettings(stop=stop), dense) == FlowNoNearer()
+        assert rule_of(PruneSettings(stop=stop, epsilon=0.5), dense) == FlowWithin(0.5)
+    assert rule_of(PruneSettings(stop="flow"), dense, 3) == Allotted(3)
+    assert rule_of(PruneSettings(stop="accuracy", margin=0.5), dense) == AccuracyBack(89.5)
+    assert rule_of(PruneSettings(stop="plateau"), dense) == LossPlateau()
+    assert rule_of(PruneSettings(stop="epochs"), dense) == AllEpochs()
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -269,8 +282,10 @@ def test_rewinding_goes_back_to_the_dense_weights_after_each_removal(tiny_checkp
 
 @pytest.mark.parametrize("stop", ["accuracy", "if", "gf", "flow"])
 def test_a_rewound_network_keeps_its_masks_where_no_epoch_follows(tiny_checkpoint: Path, tmp_path: Path, stop: str) -> None:
-    easy = {"margin": 100.0} if stop == "accuracy" else {"epsilon": 1e9}
+    easy: dict[str, Any] = {"margin": 100.0} if stop == "accuracy" else {"epsilon": 1e9}
     settings = {"method": "lth", "granularity": "weight", "final_epochs": 0, "stop": stop}
+    if stop in FLOW_STOPS:
+        easy["epochs"] = 0
     metrics, _, _ = run(tiny_checkpoint, tmp_path / "run", **settings, **easy)
     assert [step["epochs"] for step in metrics["iterations"]] == [0, 0]
     layers = layers_of(slimcli.load(tmp_path / "run" / "model.pt")).values()
@@ -284,28 +299,6 @@ def test_a_network_that_was_masked_before_stays_so(tiny_checkpoint: Path, tmp_pa
     assert "weights are zero already" in " ".join(metrics["notes"])
     assert metrics["iterations"][0]["remaining"] == pytest.approx(0.4, abs=1e-3)
     assert metrics["sparsity"]["zeros"] / metrics["sparsity"]["weights"] == pytest.approx(0.6, abs=1e-3)
-
-
-@pytest.mark.parametrize("stop", ["if", "gf"])
-def test_the_drift_of_a_masked_network_is_one_under_its_masks(tiny_checkpoint: Path, stop: str) -> None:
-    settings = {"stop": stop, "method": "sap", "granularity": "weight", "train_samples": 400}
-    prepared = job.prepare(PruneSettings(model=str(tiny_checkpoint), **settings))
-    network = prepared.state.network
-    assert network.masks is not None
-    for mask in network.masks.values():
-        mask.view(-1)[::2] = False
-    masks.apply(network.model, network.masks)
-    before = copy.deepcopy(network.model.state_dict())
-    seen: list[Network] = []
-    watch = Watch(
-        prepared.settings, replace(prepared.origins, dense=network.model), prepared.subject.data, Engine(prepared.settings)
-    )
-    gap = watch.gap
-    watch.gap = lambda moved: (seen.append(moved), gap(moved))[1]  # type: ignore[method-assign, func-returns-value]
-    assert watch.drift(network) > 0
-    assert all(torch.equal(value, before[name]) for name, value in network.model.state_dict().items())
-    for name, layer in layers_of(seen[0].model).items():
-        assert not layer.weight[~network.masks[name]].any()
 
 
 @pytest.mark.parametrize("stop", ["if", "gf"])

@@ -307,6 +307,14 @@ def test_evaluation_equals_the_loop() -> None:
     assert score.loss == pytest.approx(sum(losses) / 50, rel=1e-5)
 
 
+def test_evaluation_gives_the_same_in_the_midst_of_training_and_after_it() -> None:
+    """Bit by bit: kernels differ between the layout of training and that of a loaded network."""
+    model, data, scores = tiny.Chain(), Bright(50, 7), []
+    trainer = engine()
+    trainer.fit(model, data, 1, "train", after_epoch=lambda *_: scores.append(trainer.evaluate(model, data)))  # type: ignore[func-returns-value, arg-type]
+    assert trainer.evaluate(model, data) == scores[0]
+
+
 def test_evaluation_changes_nothing() -> None:
     model = tiny.Chain().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
