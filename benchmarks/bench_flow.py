@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from slimcli.data.memory import ImageLoader
 from slimcli.networks import resolve
-from slimcli.pruning.flow import consecutive, gradient_flow, information_flow
+from slimcli.pruning.dataflow import consecutive
+from slimcli.pruning.flow import gradient_flow, information_flow
 from slimcli.settings import FLOW_SAMPLES, GRADIENT_SAMPLES, FitSettings
 from slimcli.training.engine import Engine
 

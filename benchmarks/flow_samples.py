@@ -28,6 +28,8 @@ from slimcli.data.sources import open_data
 from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.looks import FLOW_IMAGES
 from slimcli.pruning import flow, masks
+from slimcli.pruning.dataflow import consecutive
+from slimcli.pruning.gap import gap, surviving
 from slimcli.pruning.sparsity import sap_amount
 from slimcli.pruning.stopping import FlowNoNearer, FlowWithin, Look, Rule, allotment
 from slimcli.settings import TrainSettings
@@ -72,7 +74,7 @@ def main() -> None:
         model = resolve.build(options.arch, data.classes, data.shape)
         engine.fit(model, data.train, 10, "dense")
     model.to(engine.device).eval()
-    writers = flow.consecutive(model, data.shape)
+    writers = consecutive(model, data.shape)
     sizes = [*(count for count in options.samples if count < data.train.samples), data.train.samples]
 
     def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -99,8 +101,8 @@ def main() -> None:
         if kind == "gf":
             now, then = flow.filter_gradients(now, held), flow.filter_gradients(then, held)
         elif held is not None:
-            now, then = (flow.surviving(each, masks.dead_filters(held)) for each in (now, then))
-        return flow.gap(now, then).total
+            now, then = (surviving(each, masks.dead_filters(held)) for each in (now, then))
+        return gap(now, then).total
 
     dense = measured(model)
     started = time.perf_counter()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from slimcli.networks.modes import evaluating
 from slimcli.records import LayerCost, NetworkCost
 
 
@@ -42,18 +42,6 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> NetworkCost:
         for name, module in layers_of(model).items()
     )
     return NetworkCost(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()), layers)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module is back in the mode it was in (some may be frozen in eval on purpose)."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 Layer = nn.Conv2d | nn.Linear

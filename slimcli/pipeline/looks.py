@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from slimcli.data.loaders import Data
 from slimcli.networks.cost import layers_of
+from slimcli.networks.modes import channels_last
 from slimcli.pipeline.origins import Origins
 from slimcli.pipeline.state import Network
 from slimcli.pruning import flow, masks
+from slimcli.pruning.dataflow import consecutive
+from slimcli.pruning.gap import Gap, gap, surviving
 from slimcli.pruning.stopping import (
     AccuracyBack,
     AllEpochs,
@@ -27,7 +30,7 @@ from slimcli.pruning.stopping import (
 )
 from slimcli.records import Score
 from slimcli.settings import FLOW_STOPS, PruneSettings
-from slimcli.training.engine import Engine, Epoch, channels_last, seed_everything
+from slimcli.training.engine import Engine, Epoch, seed_everything
 
 FLOW_IMAGES = 2 * 10**9
 """In place of an epoch's number, for what a user's loader draws at random when a flow is measured: the same images each time."""
@@ -53,23 +56,26 @@ class Watch:
             distance, furthest = gap.total, tuple(gap.furthest())
         return self._engine.group.broadcast(Look(epoch.loss if epoch else None, top1, distance, furthest))
 
-    def gap(self, network: Network) -> flow.Gap:
+    def gap(self, network: Network) -> Gap:
         """How far the network's flow is from the dense network's, of what both have: a filter whose weights are all masked has
         none, as if it were removed.
         """
         now, dense = self._measured(network.model), self._surviving(network.removed)
+        return gap(*self._living(network, now, dense), self._settings.flow_distance)
+
+    def _living(self, network: Network, now: flow.Flow, other: flow.Flow) -> tuple[flow.Flow, flow.Flow]:
+        """Both without what the network's masks have left nothing of."""
         if self._settings.stop == "gf":
-            now, dense = (flow.filter_gradients(gradients, network.masks) for gradients in (now, dense))
-        elif network.masks is not None:
-            now, dense = (flow.surviving(each, masks.dead_filters(network.masks)) for each in (now, dense))
-        return flow.gap(now, dense, self._settings.flow_distance)
+            return flow.filter_gradients(now, network.masks), flow.filter_gradients(other, network.masks)
+        dead = masks.dead_filters(network.masks or {})
+        return surviving(now, dead), surviving(other, dead)
 
     def _surviving(self, removed: Mapping[str, Sequence[int]]) -> dict[Any, Tensor]:
         """What was measured on the dense network, without the removed filters and what came from them."""
         if self._reference is None:
             self._reference = self._measured(self._origins.dense)
         if self._settings.stop != "gf":
-            return dict(flow.surviving(self._reference, removed))
+            return dict(surviving(self._reference, removed))
         if self._slim is None or self._slim[0] != removed:
             self._slim = copy.deepcopy(dict(removed)), self._slimmed(removed)
         return self._slim[1]
@@ -85,11 +91,8 @@ class Watch:
 
     def moved(self, before: Network, after: Network) -> float:
         """How far the last removal moved the network's flow, of what is left of it: `||after - before|| / ||before||`."""
-        left = flow.surviving(self._measured(before.model), _newly_removed(before, after))
-        now = self._measured(after.model)
-        if after.masks is not None:
-            now, left = (flow.surviving(each, masks.dead_filters(after.masks)) for each in (now, left))
-        return flow.gap(now, left).total
+        left = surviving(self._measured(before.model), _newly_removed(before, after))
+        return gap(*self._living(after, self._measured(after.model), left)).total
 
     def _measured(self, model: nn.Module) -> dict[Any, Tensor]:
         """The information flow, or for `gf` the gradients that it comes from."""
@@ -98,7 +101,7 @@ class Watch:
             if self._settings.stop == "gf":
                 return dict(flow.gradients(model, self._batches(), total=total))
             if self._writers is None:  # the names of layers: a removal does not change them
-                self._writers = flow.consecutive(model, self._data.shape)
+                self._writers = consecutive(model, self._data.shape)
             form = self._settings.flow_form
             return dict(flow.information_flow(model, self._batches(), form, writers=self._writers, total=total))
 

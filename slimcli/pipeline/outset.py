@@ -14,7 +14,8 @@ from slimcli.pipeline.decisions import found_again
 from slimcli.pipeline.origins import UNKNOWN, Known, Origins
 from slimcli.pipeline.plan import Plan
 from slimcli.pipeline.state import Network, State
-from slimcli.pruning import flow, masks, surgery
+from slimcli.pruning import masks, surgery
+from slimcli.pruning.dataflow import consecutive
 from slimcli.pruning.history import NormHistory
 from slimcli.pruning.verification import verify
 from slimcli.records import JsonDict
@@ -35,7 +36,7 @@ def start(
             "there is no norm history to choose pairs by, and --observe-epochs is 0", "observe some, or give --history"
         )
     if settings.stop in ("if", "flow"):
-        flow.consecutive(model, data.shape)  # refuses a network through which nothing flows
+        consecutive(model, data.shape)  # refuses a network through which nothing flows
     groups = verify(model, data.shape, surgery.find_groups(model, data.shape, settings.linear))
     if settings.granularity == "filter" and not any(group.prunable for group in groups):
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:8])

@@ -1,29 +1,25 @@
 """How much the layers of a network have to do with each other (information flow), and how much each still wants to change
 (gradient flow): InCoP's Eq. 2 and 3.
 
-Two layers are consecutive if one reads what the other wrote with no conv or linear layer in between (`consecutive`): in the
-data flow, not in the order of definition. A filter's value on an image is the spatial mean of its output, before batch norm
-and activation.
+Two layers are consecutive if one reads what the other wrote with no conv or linear layer in between (`dataflow.consecutive`). A
+filter's value on an image is the spatial mean of its output, before batch norm and activation.
 """
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimcli.errors import ArchError, FlowError
-from slimcli.networks.cost import evaluating, layers_of
-from slimcli.pruning.graph import cannot_run
-from slimcli.settings import FLOW_DISTANCES, FLOW_FORMS
+from slimcli.errors import FlowError
+from slimcli.networks.cost import layers_of
+from slimcli.networks.modes import evaluating, same_random_numbers
+from slimcli.pruning.dataflow import consecutive
+from slimcli.settings import FLOW_FORMS
 
 Flow = Mapping[Any, Tensor]
 """By (writer, reader): a matrix, filters of the writer x filters of the reader. Or by layer: a vector over its filters."""
@@ -58,7 +54,7 @@ def information_flow(
     """
     if form not in FLOW_FORMS:
         raise ValueError(f"there is no form {form!r} of information flow, known are: {', '.join(FLOW_FORMS)}")
-    with _same_random_numbers(model):  # a loader that shuffles draws from them when it begins
+    with same_random_numbers(model):  # a loader that shuffles draws from them when it begins
         images = (batch if isinstance(batch, Tensor) else batch[0] for batch in batches)
         first = next(images, None)
         if first is None:
@@ -123,118 +119,6 @@ def filter_gradients(gradients: Mapping[str, Tensor], masks: Mapping[str, Tensor
     return {
         name: torch.linalg.vector_norm(gradient.double().flatten(1), dim=1).float().cpu() for name, gradient in masked.items()
     }
-
-
-def consecutive(model: nn.Module, input_shape: Sequence[int]) -> dict[str, tuple[str, ...]]:
-    """For each conv and linear layer that reads another one's output: those it reads with no such layer in between.
-
-    Found by following what autograd recorded of one image, call by call. Through a join (addition, concatenation) every branch
-    counts, and a shortcut that copies a stream leads back to what wrote it: in a residual stage a block reads all that wrote the
-    stream before it. A layer that reads itself, called again, is left out.
-
-    Raises `ArchError` for a network in which no layer reads another one, and for one that does not take such an image.
-    """
-    wrote: dict[Any, str] = {}
-    read: dict[str, list[Any]] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
-            read.setdefault(name, []).append((*inputs, *named.values())[0].grad_fn)
-            wrote[output.grad_fn] = name
-
-        return hook
-
-    layers, like = layers_of(model), next(model.parameters())
-    handles = [layer.register_forward_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
-    image = torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype, requires_grad=True)
-    try:
-        with _same_random_numbers(model), evaluating(model), torch.enable_grad():
-            model(image)
-    except Exception as error:
-        raise cannot_run(input_shape, error) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    sources = {name: {writer for call in calls for writer in _written(call, wrote)} - {name} for name, calls in read.items()}
-    writers = {name: tuple(each for each in layers if each in sources[name]) for name in layers if sources.get(name)}
-    if not writers:
-        raise ArchError(
-            "no layer of the network reads another one, so no information flows between layers",
-            "use --stop epochs, accuracy or plateau",
-        )
-    return writers
-
-
-def _written(record: Any, wrote: Mapping[Any, str]) -> set[str]:
-    """The layers that wrote what came to be this autograd record, none of them behind another."""
-    found, seen, ahead = set(), set(), [record]
-    while ahead:
-        node = ahead.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in wrote:
-            found.add(wrote[node])
-        else:
-            ahead.extend(earlier for earlier, _ in node.next_functions)
-    return found
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How far a network's flow is from the dense network's: `total` over all, and each part's own by its name."""
-
-    total: float
-    parts: dict[str, float]
-
-    def furthest(self, count: int = 3) -> list[tuple[str, float]]:
-        """The parts that are furthest away."""
-        return sorted(self.parts.items(), key=lambda part: -part[1])[:count]
-
-
-def gap(now: Mapping[Any, Tensor], dense: Mapping[Any, Tensor], distance: str = "relative") -> Gap:
-    """The distance of two flows with the same parts.
-
-    `relative` is `||now - dense|| / ||dense||` over all entries of all parts, `absolute` the same undivided, `cosine` one
-    minus the cosine of the angle between them.
-    """
-    if distance not in FLOW_DISTANCES:
-        raise ValueError(f"there is no distance {distance!r} of flows, known are: {', '.join(FLOW_DISTANCES)}")
-    sums = {key: _products(now[key], reference) for key, reference in dense.items()}
-    difference, reference, present = (math.fsum(column) for column in zip(*sums.values(), strict=True))
-    parts = {_name(key): _distance(*part, distance) for key, part in sums.items()}
-    return Gap(_distance(difference, reference, present, distance), parts)
-
-
-def _products(now: Tensor, dense: Tensor) -> tuple[float, float, float]:
-    """Squared difference, squared norm of the dense one, squared norm of the present one, and with them their product."""
-    present, reference = now.double(), dense.double()
-    return float((present - reference).square().sum()), float(reference.square().sum()), float(present.square().sum())
-
-
-def _distance(difference: float, dense: float, now: float, distance: str) -> float:
-    if distance == "absolute":
-        return math.sqrt(difference)
-    if distance == "relative":
-        return math.sqrt(difference / dense) if dense else float(difference > 0)
-    if not dense or not now:
-        return float(dense != now)
-    return max(0.0, 1 - (dense + now - difference) / (2 * math.sqrt(dense) * math.sqrt(now)))
-
-
-def _name(key: str | tuple[str, str]) -> str:
-    return key if isinstance(key, str) else " -> ".join(key)
-
-
-def surviving(flow: Mapping[tuple[str, str], Tensor], removed: Mapping[str, Sequence[int]]) -> dict[tuple[str, str], Tensor]:
-    """An information flow without the rows and columns of the removed filters (in the numbering of the flow's network)."""
-
-    def kept(tensor: Tensor, layer: str, axis: int) -> Tensor:
-        gone = set(removed.get(layer, ()))
-        left = [unit for unit in range(tensor.shape[axis]) if unit not in gone]
-        return tensor.index_select(axis, torch.tensor(left)) if gone else tensor
-
-    return {key: kept(kept(matrix, key[0], 0), key[1], 1) for key, matrix in flow.items()}
 
 
 class _Moments:
@@ -337,24 +221,11 @@ def _watched(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[
 
     handles = [model.get_submodule(name).register_forward_hook(record(name)) for name in names]
     try:
-        with evaluating(model), _same_random_numbers(model):
+        with evaluating(model), same_random_numbers(model):
             yield outputs
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _same_random_numbers(model: nn.Module) -> Iterator[None]:
-    """Afterwards the generators stand where they stood (a network may draw in eval mode too, a loader from Python and numpy)."""
-    cuda = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    pythons, numpys = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=sorted(index for index in cuda if index is not None)):
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from slimcli.errors import ArchError
-from slimcli.networks.cost import evaluating, layers_of
+from slimcli.networks.cost import layers_of
+from slimcli.networks.modes import evaluating
 from slimcli.networks.shortcut import ChannelPad
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimcli.networks.cost import evaluating
+from slimcli.networks.modes import evaluating
 from slimcli.networks.shortcut import ChannelPad
 from slimcli.records import Maker, Pair, Reader, Wiring
 

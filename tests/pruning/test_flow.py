@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from slimcli.errors import ArchError, FlowError
-from slimcli.networks import resolve
 from slimcli.networks.cost import layers_of
 from slimcli.pruning import surgery
-from slimcli.pruning.flow import Gap, consecutive, gap, gradient_flow, information_flow, surviving
+from slimcli.pruning.dataflow import consecutive
+from slimcli.pruning.flow import gradient_flow, information_flow
+from slimcli.pruning.gap import gap, surviving
 from tests import tiny
 
 NETWORKS = pytest.mark.parametrize(
@@ -238,35 +239,6 @@ def test_a_filter_that_does_not_vary_has_correlation_0() -> None:
     assert all(matrix.isfinite().all() and matrix.abs().max() <= 1 for matrix in flow.values())
 
 
-class _Shared(nn.Module):
-    """One PReLU behind every conv, one of which is called twice and reads itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 5, 1), nn.Linear(5, 2)
-        self.relu = nn.PReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.b(self.relu(self.b(input=self.relu(self.a(x))))))
-        y: Tensor = self.fc(self.relu(self.c(x)).mean((2, 3)))
-        return y
-
-
-def test_layers_are_consecutive_in_the_data_flow() -> None:
-    assert consecutive(tiny.Chain(), tiny.SHAPE) == {"conv2": ("conv1",), "fc1": ("conv2",), "fc2": ("fc1",)}
-    assert consecutive(tiny.Residual(), tiny.SHAPE) == {
-        "a": ("stem",),
-        "b": ("a",),
-        "c": ("stem", "b"),  # the identity shortcut leads back to the stem
-        "short": ("stem", "b"),
-        "fc": ("c", "short"),  # a conv shortcut is a layer like any other
-    }
-    assert consecutive(_Shared(), tiny.SHAPE) == {"b": ("a",), "c": ("b",), "fc": ("c",)}
-    resnet = consecutive(resolve.build("resnet20-cifar", 10, (3, 32, 32)), (3, 32, 32))
-    assert resnet["layer1.1.conv1"] == ("conv1", "layer1.0.conv2")
-    assert resnet["layer2.0.conv2"] == ("layer2.0.conv1",)
-
-
 def test_survivors_are_compared_with_themselves() -> None:
     """Filters that nothing reads are removed: the flow of the rest is what it was, bit for bit but rounding."""
     torch.manual_seed(0)
@@ -282,32 +254,6 @@ def test_survivors_are_compared_with_themselves() -> None:
     assert gap(now, reference).total < 1e-3
 
 
-FLOWS = st.lists(st.floats(-10, 10), min_size=6, max_size=6)
-
-
-@given(FLOWS, FLOWS, st.floats(0.1, 10))
-def test_distances(one: list[float], other: list[float], scale: float) -> None:
-    now, dense = ({"a": torch.tensor(v[:2]), ("a", "b"): torch.tensor(v[2:]).view(2, 2)} for v in (one, other))
-    whole = [torch.cat([value.flatten() for value in flow.values()]).double().numpy() for flow in (now, dense)]
-    norms = [float(np.linalg.norm(vector)) for vector in whole]
-    difference = float(np.linalg.norm(whole[0] - whole[1]))
-    assert gap(now, dense, "absolute").total == pytest.approx(difference, abs=1e-6)
-    if norms[1] > 1e-3:
-        assert gap(now, dense).total == pytest.approx(difference / norms[1], rel=1e-5, abs=1e-6)
-        scaled = [{key: value * scale for key, value in flow.items()} for flow in (now, dense)]
-        assert gap(scaled[0], scaled[1]).total == pytest.approx(difference / norms[1], rel=1e-3, abs=1e-5)
-        if norms[0] > 1e-3:
-            cosine = 1 - float(whole[0] @ whole[1]) / (norms[0] * norms[1])
-            assert gap(now, dense, "cosine").total == pytest.approx(cosine, abs=1e-5)
-            assert gap(scaled[0], dense, "cosine").total == pytest.approx(cosine, abs=1e-5)
-    assert gap(dense, dense).total == 0
-    assert gap(now, dense).parts.keys() == {"a", "a -> b"}
-
-
-def test_the_furthest_parts_come_first() -> None:
-    assert Gap(1.0, {"a": 0.1, "b": 0.5, "c": 0.3}).furthest(2) == [("b", 0.5), ("c", 0.3)]
-
-
 def test_what_has_no_flow_is_refused() -> None:
     with pytest.raises(ArchError, match="no layer"):
         information_flow(nn.Sequential(nn.Conv2d(3, 4, 3)), [images_of(4)])
@@ -316,5 +262,3 @@ def test_what_has_no_flow_is_refused() -> None:
             measure(tiny.Chain(), [])
     with pytest.raises(ValueError, match="form"):
         information_flow(tiny.Chain(), [images_of(4)], "covariance")
-    with pytest.raises(ValueError, match="distance"):
-        gap({}, {}, "manhattan")
