@@ -17,7 +17,7 @@ from slimcli.errors import SettingsError, suggest
 SCHEDULES = ("onecycle", "cosine", "constant")
 NORMS = ("l1", "l2")
 DISTANCES = ("l1", "l2", "cosine")
-PENALTIES = ("tie", "exp", "weights", "none")
+PENALTIES = ("tie", "exp", "weights", "correlation", "scales", "none")
 STOPS = ("epochs", "accuracy", "plateau", "if", "gf", "flow")
 FLOW_STOPS = ("if", "gf")
 FLOW_SAMPLES, GRADIENT_SAMPLES = 2048, 8192

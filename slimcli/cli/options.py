@@ -181,12 +181,18 @@ Iterations = Annotated[
 MaxDrop = Annotated[float, typer.Option(help="Points of held-out top-1 that may be lost.", rich_help_panel=_BUDGET)]
 Criterion = Annotated[
     str | None,
-    typer.Option(help="history, random-pairs, magnitude, l1 or random.", show_default="the method's", rich_help_panel=_PARTS),
+    typer.Option(
+        help="Which filters go: history, random-pairs, cfp (pairs), magnitude, l1, l2, fpgm, bn, taylor, hrank or random.",
+        show_default="the method's",
+        rich_help_panel=_PARTS,
+    ),
 ]
 Penalty = Annotated[
     str | None,
     typer.Option(
-        help="What pulls a pair together: tie (norms), exp (norms, the paper's form), weights or none.", rich_help_panel=_PARTS
+        help="While tying: of pairs tie (norms), exp (norms, the paper's form), weights, correlation; of all batch norms scales; "
+        "or none.",
+        rich_help_panel=_PARTS,
     ),
 ]
 Merge = Annotated[

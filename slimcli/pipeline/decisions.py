@@ -9,15 +9,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from slimcli.data.loaders import Data
 from slimcli.networks.cost import count, layers_of
 from slimcli.pipeline.state import Network
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory, filter_norms
 from slimcli.pruning.merging import Merge, TiedUnits, WeightTie, is_scalable, lengths, silent_units
 from slimcli.pruning.rankings import CRITERIA, GroupView, losers
+from slimcli.pruning.scores import IMAGES, MEASURES
 from slimcli.records import ChannelGroup, Choice, JsonDict, Loader
 from slimcli.settings import PruneSettings
-from slimcli.training.losses import PENALTIES, Objective, Penalty, TiedPair
+from slimcli.training.losses import PENALTIES, Objective, Penalty, TiedPair, batch_norm_scales
 
 
 def choose(
@@ -25,32 +27,36 @@ def choose(
     counts: dict[str, int],
     settings: PruneSettings,
     generator: torch.Generator,
-    input_shape: Sequence[int],
+    data: Data,
 ) -> list[Choice]:
     """The criterion's decision for every group that is to lose channels."""
-    criterion = CRITERIA[settings.criterion or ""]
-    wirings = network.wirings(input_shape) if settings.merge else {}
+    name, groups = settings.criterion or "", [group for group in network.prunable if counts[group.name]]
+    wirings = network.wirings(data.shape) if settings.merge or name in MEASURES else {}
+    scores: list[Tensor | None] = [None] * len(groups)
+    if name in MEASURES:
+        scores[:] = MEASURES[name](network.model, groups, wirings, partial(first_batches, data.train, IMAGES))
     return [
-        criterion(
+        CRITERIA[name](
             GroupView(
                 group,
-                network.history.of_group(group, settings.window) if settings.criterion == "history" else [],
-                member_norms(network.model, group, settings.norm),
-                settings.distance,
+                network.history.of_group(group, settings.window) if name == "history" else [],
+                member_weights(network.model, group),
                 generator,
-                wirings[group.name].kinds if group.name in wirings else (),
+                settings.norm,
+                settings.distance,
+                wirings[group.name].kinds if settings.merge else (),
+                of_group,
             ),
             counts[group.name],
         )
-        for group in network.prunable
-        if counts[group.name]
+        for group, of_group in zip(groups, scores, strict=True)
     ]
 
 
-def member_norms(model: nn.Module, group: ChannelGroup, norm: str) -> list[Tensor]:
-    """Each member's filter norms, in the order of the group's units."""
+def member_weights(model: nn.Module, group: ChannelGroup) -> list[Tensor]:
+    """Each member's weights (units, fan-in), in the order of the group's units."""
     layers = layers_of(model)
-    return [filter_norms(layers[m.layer].weight.detach(), norm).cpu()[list(m.channels)] for m in group.members]
+    return [layers[m.layer].weight.detach().cpu().flatten(1)[list(m.channels)] for m in group.members]
 
 
 def objective_for(network: Network, choices: list[Choice], settings: PruneSettings, input_shape: Sequence[int]) -> Objective:
@@ -74,6 +80,8 @@ def _weight_tie(network: Network, choices: list[Choice], input_shape: Sequence[i
 def _penalty_for(network: Network, choices: list[Choice], settings: PruneSettings) -> Penalty | None:
     if settings.penalty in (None, "none"):
         return None
+    if settings.penalty == "scales":
+        return lambda model: settings.lambda_ * batch_norm_scales(model)
     groups = {group.name: group for group in network.groups}
     tied = tuple(
         TiedPair(tuple((m.layer, m.channels[i], m.channels[j]) for m in groups[choice.group].members))
@@ -92,7 +100,10 @@ def removal_of(
     Where pairs are merged, the one with the shorter last parameters: behind batch norm, tied filters have equal norms.
     """
     groups = {group.name: group for group in network.groups}
-    norms = {c.group: member_norms(network.model, groups[c.group], settings.norm) for c in choices}
+    norms = {
+        c.group: [filter_norms(weights, settings.norm) for weights in member_weights(network.model, groups[c.group])]
+        for c in choices
+    }
     if settings.merge:
         wirings = network.wirings(input_shape)
         norms = {c.group: [lengths(network.model, wirings[c.group], groups[c.group].channels)] for c in choices}
@@ -107,11 +118,11 @@ def merges_of(
     return [(wirings[c.group], [(i, j) if j in removal[c.group] else (j, i) for i, j in c.pairs]) for c in choices if c.pairs]
 
 
-def first_batches(loader: Loader, images: int) -> Iterator[Tensor]:
-    """The images of the loader's first batches, at least so many."""
+def first_batches(loader: Loader, images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's first batches, of at least so many images."""
     seen = 0
-    for batch, _ in loader.shard(0, 1).epoch(0):
-        yield batch
+    for batch, labels in loader.shard(0, 1).epoch(0):
+        yield batch, labels
         seen += len(batch)
         if seen >= images:
             return

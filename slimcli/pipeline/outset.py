@@ -17,6 +17,7 @@ from slimcli.pipeline.state import Network, State
 from slimcli.pruning import masks, surgery
 from slimcli.pruning.dataflow import consecutive
 from slimcli.pruning.history import NormHistory
+from slimcli.pruning.scores import batch_norm_scales
 from slimcli.pruning.verification import verify
 from slimcli.records import JsonDict
 from slimcli.settings import PruneSettings
@@ -47,6 +48,10 @@ def start(
     if settings.final == "fresh" and known.build is None:
         raise SettingsError("--final fresh needs to know how the network is built", "name it with arch=")
     network = Network(copy.deepcopy(model), history, groups, count(model, data.shape))
+    if settings.criterion == "bn":
+        batch_norm_scales(model, network.prunable, network.wirings(data.shape))
+    if settings.penalty == "scales" and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        raise ArchError(f"{settings.arch or 'the network'} has no batch norm whose scales could shrink", "use --penalty none")
     if settings.granularity == "weight":
         network.masks = masks.of(network.model)
     state = State(network, network, torch.Generator().manual_seed(settings.seed).get_state())

@@ -64,7 +64,7 @@ class Turn:
             self.work.note("shares", iteration=self.work.index, groups=shares, channels=channels)
         generator = torch.Generator()
         generator.set_state(state.draws)
-        choices = choose(state.network, counts, self.work.settings, generator, self.work.data.shape)
+        choices = choose(state.network, counts, self.work.settings, generator, self.work.data)
         state.choices, state.draws = self.work.engine.group.broadcast((choices, generator.get_state()))
         return "tie"
 
@@ -86,7 +86,7 @@ class Turn:
             merges = merges_of(network, self.work.state.choices, removal, shape)
             seed_everything(self.work.settings.seed, self.work.engine.epochs_done)
             with self.work.engine.memory_named("measuring the factors of a merge"):
-                images = first_batches(self.work.data.train, MERGE_IMAGES)
+                images = (batch for batch, _ in first_batches(self.work.data.train, MERGE_IMAGES))
                 factors = factors_of(network.model, images, merges) if processes.is_main() else []
             merge(network.model, merges, self.work.engine.group.broadcast(factors))
         remove(network, removal, shape, self.work.settings.linear)

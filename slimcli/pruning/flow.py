@@ -89,20 +89,12 @@ def gradient_flow(
 
 def gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, total: Sum = _alone) -> dict[str, Tensor]:
     """For each conv and linear layer the gradient of the mean cross-entropy by its weights: float32, of the weights' shape."""
-    layers = layers_of(model)
-    weights = {name: layer.weight for name, layer in layers.items()}
-    sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+    sums = {name: torch.zeros_like(layer.weight, dtype=torch.float64) for name, layer in layers_of(model).items()}
     count = 0
-    with _watched(model, ()), torch.enable_grad(), _requiring_grad(weights.values()):
-        for images, labels in batches:
-            if not len(labels):
-                continue
-            loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
-            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            for name, gradient in zip(weights, gradients, strict=True):
-                if gradient is not None:
-                    sums[name] += gradient
-            count += len(labels)
+    for of_batch, images in gradients_of_batches(model, batches):
+        for name, gradient in of_batch.items():
+            sums[name] += gradient
+        count += images
     seen = float(total(torch.tensor(float(count), dtype=torch.float64, device=next(model.parameters()).device)))
     if not seen:
         raise FlowError("the gradient flow of no images is not defined", "give at least one batch")
@@ -111,6 +103,20 @@ def gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, tot
         if not bool(mean.isfinite().all()):
             raise FlowError(f"the gradient of {name} is not finite", "try a lower --lr")
     return means
+
+
+def gradients_of_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """For each batch (images, labels) the gradients of the sum of its cross-entropies by the weights of all layers that it
+    reaches, and how many images it has. The model is left as it is, once the iterator is at its end or closed.
+    """
+    weights = {name: layer.weight for name, layer in layers_of(model).items()}
+    with _watched(model, ()), torch.enable_grad(), _requiring_grad(weights.values()):
+        for images, labels in batches:
+            if not len(labels):
+                continue
+            loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
+            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            yield {name: each for name, each in zip(weights, found, strict=True) if each is not None}, len(labels)
 
 
 def filter_gradients(gradients: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -8,17 +8,16 @@ weights to those for the one that stays (arXiv:1507.06149). Where the tie is per
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slimcli.networks.modes import evaluating
 from slimcli.networks.shortcut import ChannelPad
-from slimcli.records import Maker, Pair, Reader, Wiring
+from slimcli.pruning.wiring import listen
+from slimcli.records import Maker, Pair, Wiring
 
 Merge = tuple[Wiring, Sequence[Pair]]
 """The pairs of one group that are merged, each as (kept, gone)."""
@@ -37,11 +36,11 @@ def is_scalable(model: nn.Module, input_shape: Sequence[int], wiring: Wiring) ->
     probe = copy.deepcopy(model).cpu().double().eval()
     images = torch.randn(4, *input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     before, after = ([torch.zeros(0)] * len(wiring.readers) for _ in range(2))
-    _listen(probe, images, wiring.readers, before.__setitem__)
+    listen(probe, images, wiring.readers, before.__setitem__)
     for maker in wiring.makers:
         for parameter in probe.get_submodule(maker.norm or maker.module).parameters(recurse=False):
             parameter.mul_(16)
-    _listen(probe, images, wiring.readers, after.__setitem__)
+    listen(probe, images, wiring.readers, after.__setitem__)
     return all(torch.allclose(new, 16 * old, rtol=1e-9, atol=0) for old, new in zip(before, after, strict=True))
 
 
@@ -104,11 +103,11 @@ def factors_of(model: nn.Module, images: Iterator[Tensor], merges: Sequence[Merg
     sums = [torch.zeros(3, len(pairs), dtype=torch.float64) for _, pairs in of_reader]
 
     def add(number: int, values: Tensor) -> None:
-        kept, gone = (values[list(units)].double() for units in zip(*of_reader[number][1], strict=True))
+        kept, gone = (values.flatten(1)[list(units)].double() for units in zip(*of_reader[number][1], strict=True))
         sums[number] += torch.stack([(kept * kept).sum(1), (kept * gone).sum(1), (gone * gone).sum(1)]).cpu()
 
     for batch in images:
-        _listen(model, batch, [reader for reader, _ in of_reader], add)
+        listen(model, batch, [reader for reader, _ in of_reader], add)
     remaining = iter(sums)
     factors: Factors = []
     for wiring, pairs in merges:
@@ -144,10 +143,10 @@ def silent_units(model: nn.Module, images: Iterator[Tensor], wirings: Sequence[W
     active = [torch.zeros(len(reader.inputs), dtype=torch.bool) for reader in readers]
 
     def look(number: int, values: Tensor) -> None:
-        active[number] |= (values != 0).any(1).cpu()
+        active[number] |= (values != 0).flatten(1).any(1).cpu()
 
     for batch in images:
-        _listen(model, batch, readers, look)
+        listen(model, batch, readers, look)
     of_readers = iter(active)
     return [
         sum(1 for each in zip(*(next(of_readers) for _ in wiring.readers), strict=True) if not any(each)) for wiring in wirings
@@ -166,30 +165,6 @@ def _redirect(module: nn.Module, stays: int, goes: int, factor: float) -> None:
         if stays // width == goes // width:
             rows = slice(stays // width * outputs, (stays // width + 1) * outputs)
             module.weight[rows, stays % width] += factor * module.weight[rows, goes % width]
-
-
-@torch.no_grad()
-def _listen(model: nn.Module, images: Tensor, readers: Sequence[Reader], heard: Callable[[int, Tensor], Any]) -> None:
-    """Call `heard(number, values)` whenever the reader of that number is reached: (units, values), the values over images,
-    positions and a unit's channels. Nothing is held: what is heard at one layer may go before the next one computes.
-    """
-
-    def watch(number: int, reader: Reader) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            tensor = next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor))
-            index = torch.tensor(reader.inputs, device=tensor.device)
-            values = tensor.movedim(-1 if isinstance(module, nn.Linear) else 1, 0)[index.flatten()]
-            heard(number, values.reshape(len(reader.inputs), -1))
-
-        return model.get_submodule(reader.module).register_forward_pre_hook(hook, with_kwargs=True)
-
-    handles = [watch(number, reader) for number, reader in enumerate(readers)]
-    try:
-        with evaluating(model):
-            model(images.to(next(model.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,34 @@ METHODS = {
     "sap": Method("magnitude", "as many of the smallest as the PQ-index of the weights allows", "pq", tie_epochs=0),
     "incop-if": Method("magnitude", "sap, retrained until information flow is back where it was", "pq", "if", tie_epochs=0),
     "incop-gf": Method("magnitude", "sap, retrained until gradient flow is back where it was", "pq", "gf", tie_epochs=0),
+    "cfp": Method(
+        "cfp",
+        "pairs whose weights are most correlated, made more so, the weaker one removed",
+        penalty="correlation",
+        distill=True,
+    ),
     "l1": Method("l1", "the filters with the least l1-norm (a control)", distill=True),
+    "l2": Method("l2", "the filters with the least l2-norm", distill=True),
+    "fpgm": Method("fpgm", "the filters nearest to the geometric median of their layer", distill=True),
+    "bn": Method("bn", "the filters with the least batch-norm scale, all scales shrunk before", penalty="scales", distill=True),
+    "taylor": Method("taylor", "the filters whose removal changes the loss least, to first order", distill=True),
+    "hrank": Method("hrank", "the filters whose feature maps have the least rank", distill=True),
     "random": Method("random", "filters drawn at random (a control)", distill=True),
 }
-CRITERIA_NAMES = ("history", "random-pairs", "magnitude", "l1", "random")
-_PAIRING = ("history", "random-pairs")
+CRITERIA_NAMES = (
+    "history",
+    "random-pairs",
+    "cfp",
+    "magnitude",
+    "l1",
+    "l2",
+    "fpgm",
+    "bn",
+    "taylor",
+    "hrank",
+    "random",
+)
+_PAIRING = ("history", "random-pairs", "cfp")
 EPOCHS, MOST_EPOCHS = 3, 20
 """Of retraining after each removal: where their number is the rule, and where another rule may end it sooner."""
 
@@ -70,10 +93,11 @@ def resolve(settings: PruneSettings) -> PruneSettings:
         raise SettingsError(f"there is no criterion {criterion!r}", suggest(criterion, CRITERIA_NAMES))
     pairs = criterion in _PAIRING
     merge = settings.merge if settings.merge is not None else pairs and method.merge and settings.penalty in (None, "weights")
-    penalty = settings.penalty or (("weights" if merge else method.penalty) if pairs else "none")
+    own = method.penalty if pairs or method.penalty == "scales" else "none"
+    penalty = settings.penalty or ("weights" if merge and pairs else own)
     if penalty == "weights" and settings.penalty is None and not merge:
         penalty = "tie"  # --no-merge without a word on the penalty: the paper's tie of norms
-    for flag, wanted in ((f"--penalty {penalty}", penalty != "none"), ("--merge", merge)):
+    for flag, wanted in ((f"--penalty {penalty}", penalty not in ("none", "scales")), ("--merge", merge)):
         if wanted and not pairs:
             raise SettingsError(
                 f"{flag} is for pairs of filters, and the criterion {criterion} chooses none", "use --criterion history"
@@ -117,7 +141,7 @@ def without_effect(settings: PruneSettings) -> list[str]:
         ("window", history, "--criterion history"),
         ("history", history, "--criterion history"),
         ("distance", history, "--criterion history"),
-        ("lambda_", s.penalty in ("tie", "exp"), "--penalty tie or exp"),
+        ("lambda_", s.penalty not in ("weights", "none"), "--penalty tie, exp, correlation or scales"),
         ("gamma", pq, "--amount pq"),
         ("beta", pq, "--amount pq"),
         ("eta", pq, "--amount pq"),

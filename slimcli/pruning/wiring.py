@@ -1,12 +1,14 @@
-"""Who makes a group's channels, and who reads them: what merging and flows follow."""
+"""Who makes a group's channels, and who reads them: what merging follows, and what can be heard there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from slimcli.networks.modes import evaluating
 from slimcli.networks.shortcut import ChannelPad
 from slimcli.pruning.graph import Graph
 from slimcli.records import ChannelGroup, Maker, Reader, Wiring
@@ -57,3 +59,26 @@ def _collect(found: list[list[int]], own: Sequence[int], units: Sequence[int]) -
     for unit, channel in zip(units, own, strict=True):
         if channel not in found[unit]:
             found[unit].append(channel)
+
+
+@torch.no_grad()
+def listen(model: nn.Module, images: Tensor, readers: Sequence[Reader], heard: Callable[[int, Tensor], Any]) -> None:
+    """Call `heard(number, values)` whenever the reader of that number is reached, with (units, channels of each, images, ...
+    positions). Nothing is held: what is heard at one layer may go before the next one computes.
+    """
+
+    def watch(number: int, reader: Reader) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            tensor = next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor))
+            index = torch.tensor(reader.inputs, device=tensor.device)
+            heard(number, tensor.movedim(-1 if isinstance(module, nn.Linear) else 1, 0)[index])
+
+        return model.get_submodule(reader.module).register_forward_pre_hook(hook, with_kwargs=True)
+
+    handles = [watch(number, reader) for number, reader in enumerate(readers)]
+    try:
+        with evaluating(model):
+            model(images.to(next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -79,6 +79,27 @@ def exponential_tie(
     return max_slope / math.exp(bound) * (below + math.exp(bound) * (total - bound).clamp(min=0))
 
 
+def correlation(model: nn.Module, pairs: Sequence[TiedPair], norms: Norms) -> Tensor:
+    """CFP's regulariser (arXiv:1811.10559): exp(-sum over the pairs of their weights' absolute correlation); in (0, 1].
+
+    A group's correlation is the mean of its members'.
+    """
+    reference = next(model.parameters())
+    total = torch.zeros((), dtype=torch.float64, device=reference.device)
+    members = torch.tensor([len(pair.members) for pair in pairs], device=reference.device)
+    for layer, (index, first, second) in _by_layer(tuple(pairs), reference.device).items():
+        weights: Tensor = model.get_submodule(layer).weight.flatten(1).double()  # type: ignore[operator]
+        rows = F.normalize(weights - weights.mean(1, keepdim=True), dim=1)
+        total = total + ((rows[first] * rows[second]).sum(1).abs() / members[index]).sum()
+    return (-total).exp()
+
+
+def batch_norm_scales(model: nn.Module) -> Tensor:
+    """Network Slimming's sparsity term (arXiv:1708.06519): 1e-4 times the sum of all batch norms' absolute scales."""
+    scales = [m.weight for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine]
+    return 1e-4 * torch.stack([scale.double().abs().sum() for scale in scales]).sum()
+
+
 def _gaps(model: nn.Module, pairs: Sequence[TiedPair], norms: Norms) -> tuple[Tensor, Tensor]:
     """For each pair: the sum of its members' absolute norm differences, and half the sum of its norms (floored)."""
     reference = next(model.parameters())
@@ -102,4 +123,9 @@ def _by_layer(pairs: tuple[TiedPair, ...], device: torch.device) -> dict[str, Te
     return {layer: torch.tensor(rows, device=device).T.contiguous() for layer, rows in entries.items()}
 
 
-PENALTIES: dict[str, Callable[[nn.Module, Sequence[TiedPair], Norms], Tensor]] = {"tie": tie, "exp": exponential_tie}
+PENALTIES: dict[str, Callable[[nn.Module, Sequence[TiedPair], Norms], Tensor]] = {
+    "tie": tie,
+    "exp": exponential_tie,
+    "correlation": correlation,
+}
+"""Of the pairs that were chosen."""

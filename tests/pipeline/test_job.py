@@ -16,7 +16,7 @@ from torch import nn
 
 import slimcli
 from slimcli.cli.main import main
-from slimcli.errors import DataError, DivergedError, RunDirError, SettingsError
+from slimcli.errors import ArchError, DataError, DivergedError, RunDirError, SettingsError
 from slimcli.networks.cost import count
 from slimcli.pipeline import job
 from slimcli.pipeline.prune import LOWERED
@@ -150,13 +150,20 @@ def test_a_taken_folder_is_left_alone(run: RunDir, tiny_checkpoint: Path, tmp_pa
     assert (other / "photo.jpg").read_text() == "mine"
 
 
-@pytest.mark.parametrize("method", ["hbfp-paper", "l1", "random"])
+@pytest.mark.parametrize("method", ["hbfp-paper", "cfp", "l1", "l2", "fpgm", "taylor", "hrank", "random"])
 def test_the_other_methods_reach_the_same_widths(method: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = job.run(
         PruneSettings(model=str(tiny_checkpoint), method=method, iterations=1, deploy=False, **QUICK), tmp_path / "run"
     )
     assert [layer["filters"][1] for layer in result.metrics["layers"]][:2] == [15, 37]
     assert result.metrics["dense"]["file_bytes"] is None
+
+
+@pytest.mark.parametrize("settings", [{"method": "bn"}, {"method": "l1", "penalty": "scales"}])
+def test_scales_of_batch_norms_want_batch_norms(settings: dict[str, str], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArchError, match="batch norm"):
+        job.run(PruneSettings(model=str(tiny_checkpoint), **settings, **QUICK), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_widths_are_met_exactly(tiny_checkpoint: Path, tmp_path: Path) -> None:

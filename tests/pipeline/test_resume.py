@@ -96,7 +96,7 @@ def test_a_run_may_be_broken_off_again_and_again(
     assert end_of(out) == whole
 
 
-@pytest.mark.parametrize("method", ["random", "l1", "hbfp-paper"])
+@pytest.mark.parametrize("method", ["random", "l1", "hbfp-paper", "cfp", "taylor"])
 def test_every_method_goes_on(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     settings = PruneSettings(model=str(tiny_checkpoint), method=method, **QUICK)
     job.run(settings, tmp_path / "whole")

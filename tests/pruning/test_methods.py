@@ -32,7 +32,7 @@ def test_hbfp_paper_is_what_the_paper_says_and_hbfp_what_was_measured() -> None:
     assert (measured.final, measured.distill) == ("finetune", True)
 
 
-@pytest.mark.parametrize("control", ["l1", "random"])
+@pytest.mark.parametrize("control", ["cfp", "l1", "l2", "fpgm", "bn", "taylor", "hrank", "random"])
 def test_the_controls_of_hbfp_are_retrained_as_it_is(control: str) -> None:
     hbfp, other = resolve(PruneSettings()), resolve(PruneSettings(method=control))
     retraining = ("amount", "stop", "epochs", "tie_epochs", "final", "final_epochs", "distill")
@@ -107,6 +107,11 @@ def test_merging_without_pairs_is_a_contradiction(method: str) -> None:
         ({"method": "l1", "criterion": "history"}, "history", "none"),
         ({"method": "l1", "criterion": "history", "penalty": "tie"}, "history", "tie"),
         ({"method": "random", "penalty": "none"}, "random", "none"),
+        ({"method": "cfp"}, "cfp", "correlation"),
+        ({"method": "cfp", "criterion": "l1"}, "l1", "none"),
+        ({"method": "bn"}, "bn", "scales"),
+        ({"method": "bn", "penalty": "none"}, "bn", "none"),
+        ({"method": "taylor", "penalty": "scales"}, "taylor", "scales"),
     ],
 )
 def test_parts_override_their_method(given: dict[str, str], criterion: str, penalty: str) -> None:
@@ -151,7 +156,7 @@ def test_an_unknown_name_suggests_the_nearest(given: dict[str, str], nearest: st
 
 
 def test_the_penalties_that_may_be_named_are_the_penalties_there_are() -> None:
-    assert {*losses.PENALTIES, "weights", "none"} == set(PENALTIES)
+    assert {*losses.PENALTIES, "weights", "scales", "none"} == set(PENALTIES)
 
 
 def test_listing_the_methods_loads_no_torch() -> None:
