@@ -204,6 +204,8 @@ class PruneSettings(DataSettings, FitSettings):
     distance: str = "l1"
     window: int | None = None
     linear: bool = False
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
     observe_epochs: int = 3
     tie_epochs: int | None = None
     epochs: int | None = None

@@ -218,6 +218,8 @@ def test_every_setting_can_be_written_into_a_recipe() -> None:
         "flow_samples": 64,
         "tie_epochs": 1,
         "epochs": 2,
+        "include": ("conv*",),
+        "exclude": ("conv1",),
     }
     names = {"data": "a", "data_root": "b", "val_data": "c", "arch": "d", "history": ("e",), "criterion": "l1", "penalty": "none"}
     recipe = PruneSettings(**full, **names, train_samples=5, workers=2).to_recipe()

@@ -54,8 +54,9 @@ def settings(kind: type[S], flags: Mapping[str, Any]) -> S:
     for name, number in (("mean", float), ("std", float), ("widths", int), ("pq", float)):
         if name in chosen:
             chosen[name] = numbers(chosen[name], f"--{name}", number)
-    if chosen.get("history"):
-        chosen["history"] = tuple(chosen["history"])
+    for name in ("history", "include", "exclude"):
+        if chosen.get(name):
+            chosen[name] = tuple(chosen[name])
     return kind(**chosen)
 
 
@@ -300,6 +301,14 @@ Lambda = Annotated[float, typer.Option("--lambda", help="Weight of a penalty on 
 Distance = Annotated[str, typer.Option(help="Of norm histories: l1, l2 or cosine.", rich_help_panel=_PARTS)]
 Window = Annotated[int | None, typer.Option(help="Only the last so many epochs of the history count.", rich_help_panel=_PARTS)]
 Linear = Annotated[bool, typer.Option("--linear", help="Hidden linear layers lose neurons too.", rich_help_panel=_PARTS)]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(help="Only groups with a layer of that name: a quoted pattern, 'layer1.*' (repeat it).", rich_help_panel=_PARTS),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(help="No group with a layer of that name: a quoted pattern (repeat it).", rich_help_panel=_PARTS),
+]
 ObserveEpochs = Annotated[int, typer.Option(help="Observed first where there is no history.", rich_help_panel=_TRAIN)]
 TieEpochs = Annotated[
     int | None,

@@ -54,6 +54,8 @@ def prune(
     distance: o.Distance = "l1",
     window: o.Window = None,
     linear: o.Linear = False,
+    include: o.Include = None,
+    exclude: o.Exclude = None,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
     mean: o.Mean = None,

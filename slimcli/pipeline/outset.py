@@ -38,7 +38,8 @@ def start(
         )
     if settings.stop in ("if", "flow"):
         consecutive(model, data.shape)  # refuses a network through which nothing flows
-    groups = verify(model, data.shape, surgery.find_groups(model, data.shape, settings.linear))
+    found = surgery.find_groups(model, data.shape, settings.linear)
+    groups = verify(model, data.shape, surgery.taking_part(found, settings.include, settings.exclude))
     if settings.granularity == "filter" and not any(group.prunable for group in groups):
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:8])
         raise ArchError(

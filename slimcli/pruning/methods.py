@@ -166,6 +166,11 @@ def _check_granularity(settings: PruneSettings) -> None:
             f"the criterion {settings.criterion} chooses filters, not weights",
             "use --criterion magnitude, or --granularity filter",
         )
+    for flag, patterns in (("--include", settings.include), ("--exclude", settings.exclude)):
+        if patterns:
+            raise SettingsError(
+                f"{flag} chooses groups of filters, and --granularity weight masks all layers", "use --granularity filter"
+            )
     for flag, value in (("--macs", settings.macs), ("--params", settings.params), ("--widths", settings.widths)):
         if value is not None:
             raise SettingsError(

@@ -6,10 +6,13 @@ channel tied to them) set to zero: `verification.py` holds every group to that b
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
+from slimcli.errors import SettingsError, suggest
 from slimcli.pruning.graph import Graph, cannot_run
 from slimcli.records import ChannelGroup, Member
 
@@ -62,6 +65,33 @@ def find_groups(model: nn.Module, input_shape: Sequence[int], linear: bool = Fal
             reason = "linear (takes part with --linear)"
         groups.append(ChannelGroup(root, tuple(members), channels, not reason, reason))
     return tuple(groups)
+
+
+def taking_part(
+    groups: Sequence[ChannelGroup], include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+) -> tuple[ChannelGroup, ...]:
+    """The same groups, those frozen of which no layer matches a pattern of `include` (like `layer1.*`; None: all do), or any
+    matches one of `exclude`.
+
+    Raises `SettingsError` for a pattern that no layer matches.
+    """
+    layers = [member.layer for group in groups for member in group.members]
+    for flag, patterns in (("--include", include), ("--exclude", exclude)):
+        for pattern in patterns or ():
+            if not fnmatch.filter(layers, pattern):
+                raise SettingsError(f"{flag} {pattern!r} matches no layer", suggest(pattern, layers))
+
+    def reason(group: ChannelGroup) -> str:
+        names = [member.layer for member in group.members]
+        for pattern in exclude or ():
+            if fnmatch.filter(names, pattern):
+                return f"excluded (--exclude {pattern})"
+        included = include is None or any(fnmatch.filter(names, pattern) for pattern in include)
+        return "" if included else "not included (--include)"
+
+    return tuple(
+        replace(group, prunable=False, reason=why) if group.prunable and (why := reason(group)) else group for group in groups
+    )
 
 
 def remove(model: nn.Module, input_shape: Sequence[int], removal: Removal) -> dict[str, list[int]]:

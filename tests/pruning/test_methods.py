@@ -86,6 +86,12 @@ def test_masks_save_no_computation(budget: dict[str, Any]) -> None:
     assert "--granularity filter" in caught.value.hint
 
 
+@pytest.mark.parametrize("which", ["include", "exclude"])
+def test_masks_are_on_all_layers(which: str) -> None:
+    with pytest.raises(SettingsError, match=f"--{which} chooses groups"):
+        resolve(PruneSettings(**{"method": "lth", "granularity": "weight", which: ("conv*",)}))
+
+
 @pytest.mark.parametrize("method", ["hbfp", "l1"])
 def test_criteria_of_filters_choose_no_weights(method: str) -> None:
     with pytest.raises(SettingsError, match="not weights"):

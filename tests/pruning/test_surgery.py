@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from slimcli.errors import SettingsError
 from slimcli.networks import resolve
 from slimcli.networks.cost import layers_of
 from slimcli.pruning import surgery
@@ -282,3 +283,29 @@ def test_resnet20_can_lose_channels_everywhere_but_in_its_classifier() -> None:
     groups = verify(model, (3, 16, 16), surgery.find_groups(model, (3, 16, 16)))
     assert names(groups, prunable=False) == {"linear"}
     assert sorted(g.channels for g in groups if len(g.members) > 1) == [16, 32, 64]  # the three streams
+
+
+def names_of(groups: Sequence[ChannelGroup]) -> set[str]:
+    return {group.name for group in groups if group.prunable}
+
+
+def test_patterns_choose_the_groups_that_take_part() -> None:
+    """A pattern that matches one layer of a group speaks for all that are tied to it; what was frozen before stays so."""
+    model = resolve.build("resnet20-cifar", 10, (3, 32, 32))
+    groups = surgery.find_groups(model, (3, 32, 32))
+    everything = names_of(groups)
+    assert names_of(surgery.taking_part(groups)) == everything
+    without = surgery.taking_part(groups, exclude=("layer2.*.conv2",))
+    assert everything - names_of(without) == {g.name for g in groups if any(m.layer == "layer2.1.conv2" for m in g.members)}
+    assert {g.reason for g in without if g.name in everything and not g.prunable} == {"excluded (--exclude layer2.*.conv2)"}
+    some = surgery.taking_part(groups, include=("layer1.*", "linear"), exclude=("layer1.0.*",))
+    assert names_of(some) == {"layer1.1.conv1", "layer1.2.conv1"}  # the stream has layer1.0.conv2 in it
+    assert next(g for g in some if g.name == "linear").reason == "the network's output"
+
+
+@pytest.mark.parametrize("which", ["include", "exclude"])
+def test_a_pattern_that_no_layer_matches_is_refused(which: str) -> None:
+    groups = surgery.find_groups(tiny.Chain(), tiny.SHAPE)
+    with pytest.raises(SettingsError, match=f"--{which} 'convv1' matches no layer") as caught:
+        surgery.taking_part(groups, **{which: ("convv1",)})
+    assert "conv1" in caught.value.hint
