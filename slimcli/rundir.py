@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import shutil
 import time
 import tomllib
@@ -32,6 +33,7 @@ def free_path(path: Path) -> Path:
 
 def default_path(arch: str, what: str) -> Path:
     """`runs/<arch>-<what>`, numbered when taken."""
+    arch = re.sub(r"(?<=\w)\(.*\)$", "", arch)  # without arguments
     name = arch.rpartition(":")[2] if ".py:" in arch or arch.startswith(("torchvision:", "timm:")) else arch
     return free_path(Path("runs") / f"{name.replace('/', '_').replace(':', '_')}-{what}")
 

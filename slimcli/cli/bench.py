@@ -20,6 +20,7 @@ def bench(
     threads: Annotated[int, typer.Option(help="onnxruntime's threads.", min=1)] = 1,
     provider: Annotated[str, typer.Option(help="See `slim list providers`.")] = "cpu",
     arch: o.Arch = None,
+    arch_arg: o.ArchArg = None,
     input_shape: o.InputShape = None,
     trust_pickle: o.TrustPickle = False,
     json: o.Json = False,
@@ -37,7 +38,7 @@ def bench(
     if run:
         result = deploy.bench_folder(run, **options)
     else:
-        result = deploy.bench_models(models or [], arch, trust_pickle, o.shape(input_shape), **options)
+        result = deploy.bench_models(models or [], o.arch_of(arch, arch_arg), trust_pickle, o.shape(input_shape), **options)
     if json:
         console.print_json(result)
     else:

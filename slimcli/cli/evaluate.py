@@ -14,6 +14,7 @@ def evaluate(
     model: o.Model,
     data: o.DataName = None,
     arch: o.Arch = None,
+    arch_arg: o.ArchArg = None,
     data_root: o.DataRoot = None,
     mean: o.Mean = None,
     std: o.Std = None,
@@ -31,7 +32,7 @@ def evaluate(
         score, notes = pipeline.evaluate_onnx(Path(model), settings, batch_size)
     else:
         score, notes = pipeline.evaluate_checkpoint(
-            model, settings, arch=arch, trust_pickle=trust_pickle, batch_size=batch_size, device=device
+            model, settings, arch=o.arch_of(arch, arch_arg), trust_pickle=trust_pickle, batch_size=batch_size, device=device
         )
     for note in notes:
         console.remark(f"note: {note}")

@@ -20,6 +20,7 @@ def export(
     overwrite: o.Overwrite = False,
     tolerance: Annotated[float, typer.Option(help="Largest error allowed, as a share of the largest output (or of 1).")] = 1e-4,
     arch: o.Arch = None,
+    arch_arg: o.ArchArg = None,
     input_shape: o.InputShape = None,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
@@ -42,7 +43,7 @@ def export(
     from slimcli.networks import checkpoint
     from slimcli.pipeline.deploy import export_checkpoint
 
-    loaded = checkpoint.load(model, arch, trust_pickle, o.shape(input_shape))
+    loaded = checkpoint.load(model, o.arch_of(arch, arch_arg), trust_pickle, o.shape(input_shape))
     done, images = export_checkpoint(loaded, target, settings, tolerance)
     if json:
         console.print_json(

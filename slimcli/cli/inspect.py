@@ -13,6 +13,7 @@ from slimcli.cli import options as o
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_ARCH", help="A checkpoint, or the name of a network.")],
     arch: o.Arch = None,
+    arch_arg: o.ArchArg = None,
     input_shape: o.InputShape = None,
     trust_pickle: o.TrustPickle = False,
     linear: o.Linear = False,
@@ -23,6 +24,10 @@ def inspect(
     from slimcli.cli import tables
     from slimcli.pipeline.inspect import inspect as run
 
+    if arch is None:
+        model = o.arch_of(model, arch_arg)
+    else:
+        arch = o.arch_of(arch, arch_arg)
     result = run(model, arch, trust_pickle, linear, o.shape(input_shape))
     if json:
         console.print_json(result)

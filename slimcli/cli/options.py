@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, overload
 
 import typer
 
@@ -60,6 +60,21 @@ def settings(kind: type[S], flags: Mapping[str, Any]) -> S:
     return kind(**chosen)
 
 
+@overload
+def arch_of(arch: str, arguments: Sequence[str] | None) -> str: ...
+@overload
+def arch_of(arch: str | None, arguments: Sequence[str] | None) -> str | None: ...
+def arch_of(arch: str | None, arguments: Sequence[str] | None) -> str | None:
+    """The arch with the arguments of `--arch-arg`."""
+    if not arguments:
+        return arch
+    if arch is None:
+        raise SettingsError("--arch-arg goes with the network that it is for", "name that with --arch")
+    from slimcli.networks import resolve
+
+    return resolve.with_arguments(arch, arguments)
+
+
 def given(context: typer.Context) -> dict[str, Any]:
     """The settings that were typed on the command line, by name: what a run that goes on is told anew."""
     no_settings = {"resume", "json", "debug"}
@@ -89,6 +104,10 @@ Resume = Annotated[
 Arch = Annotated[
     str | None,
     typer.Option(help="The network of a foreign checkpoint: a built-in, torchvision:NAME, timm:NAME, file.py:callable."),
+]
+ArchArg = Annotated[
+    list[str] | None,
+    typer.Option("--arch-arg", metavar="KEY=VALUE", help="An argument for what builds the network (repeat it)."),
 ]
 InputShape = Annotated[
     str | None, typer.Option(help="Channels, height, width of an image, where the checkpoint does not know: 3,32,32.")

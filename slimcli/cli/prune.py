@@ -17,6 +17,7 @@ def prune(
     resume: o.Resume = None,
     method: o.Method = "hbfp",
     arch: o.Arch = None,
+    arch_arg: o.ArchArg = None,
     trust_pickle: o.TrustPickle = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     json: o.Json = False,
@@ -99,6 +100,7 @@ def prune(
         changes = o.given(context)
     else:
         model = o.started(model, "MODEL", "prune")
+        arch = o.arch_of(arch, arch_arg)
         settings = o.settings(PruneSettings, locals())
     from slimcli.cli import tables, terminal
     from slimcli.pipeline import job

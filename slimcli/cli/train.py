@@ -22,6 +22,7 @@ Name = Annotated[
 def train(
     context: typer.Context,
     arch: Name = None,
+    arch_arg: o.ArchArg = None,
     resume: o.Resume = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
     out: o.Out = None,
@@ -59,7 +60,7 @@ def train(
     if resume is not None:
         changes = o.given(context)
     else:
-        arch = o.started(arch, "ARCH", "train")
+        arch = o.arch_of(o.started(arch, "ARCH", "train"), arch_arg)
         settings = o.settings(TrainSettings, locals())
         folder = RunDir(out or default_path(arch, "train"))
     from slimcli.cli import terminal

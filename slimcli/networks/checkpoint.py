@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -134,8 +135,9 @@ def load(
             f"{path} holds weights but not the name of their network",
             f"name it with --arch, for example --arch {_guess(state)}",
         )
-    if arch not in ARCHS and ":" not in arch:
-        raise ArchError(f"there is no network {arch!r}", suggest(arch, ARCHS))
+    spec = resolve.parse(arch)
+    if not spec.family and spec.name not in ARCHS:
+        raise ArchError(f"there is no network {arch!r}", suggest(spec.name, ARCHS))
     return _foreign(path, state, arch, input_shape)
 
 
@@ -209,12 +211,12 @@ def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoin
         )
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} lacks a part of a slimcli checkpoint: {error}", "write it again with slim") from error
-    if arch is not None and arch != recorded:
+    if arch is not None and arch not in (recorded, resolve.parse(recorded).bare):
         raise CheckpointError(f"{path} is a {recorded}, not a {arch}", "leave --arch out: the checkpoint knows its network")
     if arch is None and resolve.is_foreign(recorded):
         raise ArchError(
             f"{path} needs code from outside ({recorded}), which a file alone may not start",
-            f"allow it with --arch {recorded}",
+            f"allow it with --arch {shlex.quote(recorded)}",
         )
     return checkpoint
 
@@ -275,7 +277,8 @@ def _guess(state: Mapping[str, Tensor]) -> str:
 
 
 def _foreign(path: Path, state: dict[str, Tensor], arch: str, shape: resolve.Shape | None) -> Checkpoint:
-    input_shape = shape or (ARCHS[arch].input_shape if arch in ARCHS else (3, 224, 224))
+    name = resolve.parse(arch).bare
+    input_shape = shape or (ARCHS[name].input_shape if name in ARCHS else (3, 224, 224))
     weights = [value for value in state.values() if value.ndim >= 2]
     first = next((value for value in weights if value.ndim == 4), None)
     if first is not None:

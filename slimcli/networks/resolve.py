@@ -1,11 +1,14 @@
 """`--arch`: a name becomes a network. The grammar: a built-in name, `torchvision:NAME`, `timm:NAME`, `file.py:callable`,
-`package.module:callable`.
+`package.module:callable`; each may end in arguments for what builds it, `(width=32, act='relu')`.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -17,25 +20,78 @@ from slimcli.networks import ARCHS
 Shape = tuple[int, int, int]
 
 
+_FORM = re.compile(r"(?:(?P<family>.*?):)??(?P<name>[\w.-]*)(?:\((?P<arguments>.*)\))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An arch in its parts; `family` is empty for a built-in."""
+
+    family: str
+    name: str
+    arguments: dict[str, Any]
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items())
+        return self.bare + (f"({arguments})" if arguments else "")
+
+    @property
+    def bare(self) -> str:
+        """Without arguments."""
+        return f"{self.family}:{self.name}" if self.family else self.name
+
+
+def parse(arch: str) -> Spec:
+    """The parts of `arch`; `ArchError` where it is not of that form."""
+    form = _FORM.fullmatch(arch)
+    if form is None:
+        raise ArchError(f"there is no network {arch!r}", "see `slim list archs`")
+    try:
+        call = ast.parse(f"f({form['arguments'] or ''})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not all(each.arg for each in call.keywords):
+            raise ValueError("no keywords")
+        arguments = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ArchError(
+            f"{arch}: its arguments are not key=value", "numbers, or text in quotes: (width=32, act='relu')"
+        ) from error
+    return Spec(form["family"] or "", form["name"], arguments)
+
+
+def with_arguments(arch: str, given: Sequence[str]) -> str:
+    """`arch` with these arguments (each `key=value`) beside its own. A value that is no Python literal is text."""
+    spec, arguments = parse(arch), {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not equals or not key.isidentifier():
+            raise ArchError(f"--arch-arg {each!r} is not key=value", "for example --arch-arg width=32")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            arguments[key] = value
+    return str(Spec(spec.family, spec.name, spec.arguments | arguments))
+
+
 def is_foreign(arch: str) -> bool:
     """Whether building `arch` runs code that is neither ours nor an installed model library's."""
-    return arch.rpartition(":")[0] not in ("", "torchvision", "timm")
+    return parse(arch).family not in ("", "torchvision", "timm")
 
 
 def build(arch: str, classes: int, input_shape: Shape) -> nn.Module:
     """A freshly initialised network with `classes` outputs for images of `input_shape`; `ArchError` where there is none."""
-    family, _, name = arch.rpartition(":")
-    if not family:
-        if arch not in ARCHS:
-            raise ArchError(f"there is no network {arch!r}", suggest(arch, ARCHS))
-        module_name, _, function = ARCHS[arch].builder.partition(":")
+    spec = parse(arch)
+    if not spec.family:
+        if spec.name not in ARCHS:
+            raise ArchError(f"there is no network {arch!r}", suggest(spec.name, ARCHS))
+        module_name, _, function = ARCHS[spec.name].builder.partition(":")
         builder = getattr(importlib.import_module(module_name), function)
-        return _call(arch, lambda: builder(classes, input_shape))
-    if family == "torchvision":
-        return _torchvision(name, classes)
-    if family == "timm":
-        return _timm(name, classes, input_shape)
-    return _call(arch, _foreign_builder(arch, family, name))
+        return _call(arch, lambda: builder(classes, input_shape, **spec.arguments))
+    if spec.family == "torchvision":
+        return _torchvision(spec, classes)
+    if spec.family == "timm":
+        return _timm(spec, classes, input_shape)
+    builder = load_callable(spec.bare, spec.family, spec.name, ArchError)
+    return _call(arch, lambda: builder(**spec.arguments))
 
 
 def _call(arch: str, builder: Callable[[], Any]) -> nn.Module:
@@ -48,25 +104,23 @@ def _call(arch: str, builder: Callable[[], Any]) -> nn.Module:
     return network
 
 
-def _torchvision(name: str, classes: int) -> nn.Module:
+def _torchvision(spec: Spec, classes: int) -> nn.Module:
     from torchvision import models
 
+    name = spec.name
     known = models.list_models(module=models)  # classification only: the others fetch a backbone's weights when built
     if name not in known:
         raise ArchError(f"torchvision has no classification network {name!r}", suggest(name, known))
-    return _call(f"torchvision:{name}", lambda: models.get_model(name, weights=None, num_classes=classes))
+    return _call(str(spec), lambda: models.get_model(name, weights=None, **({"num_classes": classes} | spec.arguments)))
 
 
-def _timm(name: str, classes: int, input_shape: Shape) -> nn.Module:
+def _timm(spec: Spec, classes: int, input_shape: Shape) -> nn.Module:
+    name = spec.name
     try:
         import timm
     except ImportError:
         raise ArchError(f"timm:{name} needs the package timm", "pip install 'slimcli[timm]'") from None
     if name not in timm.list_models():
         raise ArchError(f"timm has no network {name!r}", suggest(name, timm.list_models()))
-    return _call(f"timm:{name}", lambda: timm.create_model(name, num_classes=classes, in_chans=input_shape[0]))
-
-
-def _foreign_builder(arch: str, family: str, name: str) -> Callable[[], Any]:
-    builder = load_callable(arch, family, name, ArchError)
-    return lambda: builder()
+    known = {"num_classes": classes, "in_chans": input_shape[0]}
+    return _call(str(spec), lambda: timm.create_model(name, **(known | spec.arguments)))

@@ -18,9 +18,10 @@ def inspect(
     model: str, arch: str | None = None, trust_pickle: bool = False, linear: bool = False, input_shape: Shape | None = None
 ) -> JsonDict:
     """Layers with their costs, and verified channel groups; `model` is a file or the name of a network."""
-    if arch is None and not Path(model).exists() and (model in ARCHS or ":" in model):
-        name, shape = model, input_shape or (ARCHS[model].input_shape if model in ARCHS else (3, 224, 224))
-        network = resolve.build(model, 10 if model in ARCHS else 1000, shape)
+    built_in = ARCHS.get(model.partition("(")[0])
+    if arch is None and not Path(model).exists() and (built_in or ":" in model):
+        name, shape = model, input_shape or (built_in.input_shape if built_in else (3, 224, 224))
+        network = resolve.build(model, 10 if built_in else 1000, shape)
     elif arch is None and not Path(model).suffix and not Path(model).exists():
         resolve.build(model, 10, (3, 32, 32))  # an unknown name: says so, and suggests the nearest
         raise ArchError(f"there is no file or network {model!r}", "see `slim list archs`")

@@ -101,7 +101,7 @@ def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
         (("prune", "model.pt", "--amount", "60%"), ("--amount", "half")),
         (("prune", "model.pt", "--widths", "4,5,6"), ("--widths", "2 prunable groups")),
         (("prune", "model.pt", "--method", "l1", "--penalty", "tie"), ("--penalty", "pairs")),
-        (("prune", "model.pt", "--criterion", "l3"), ("l3", "'l1'")),
+        (("prune", "model.pt", "--criterion", "tailor"), ("tailor", "'taylor'")),
         (("prune", "model.pt", "--norm", "l2"), ("history of l1",)),
         (("prune", "model.pt", "--data", "mnits"), ("mnits", "'mnist'")),
         (("prune", "model.pt", "--data", "mnist"), ("mnist", "--data-root")),
@@ -117,6 +117,9 @@ def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
         (("report", "nowhere"), ("nowhere",)),
         (("run", "nowhere.toml"), ("nowhere.toml",)),
         (("inspect", "resnet57-cifar"), ("resnet57-cifar", "resnet56-cifar")),
+        (("inspect", "lenet5", "--arch-arg", "width"), ("--arch-arg 'width'", "key=value")),
+        (("prune", "model.pt", "--arch-arg", "width=3"), ("--arch-arg", "--arch")),
+        (("prune", "model.pt", "--exclude", "convx"), ("--exclude 'convx'", "conv2")),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(
@@ -132,6 +135,14 @@ def test_a_budget_may_be_given_in_percent(slim: Slim, tiny_checkpoint: Path) -> 
         json.loads(slim("prune", str(tiny_checkpoint), "--dry-run", "--json", "--macs", half)[1]) for half in ("0.5", "50%")
     )
     assert as_fraction == as_percent
+
+
+def test_arguments_reach_the_network_and_stay_with_it(slim: Slim, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from torch import nn\ndef build(width=3):\n    return nn.Conv2d(1, width, 3)\n")
+    code, stdout, _ = slim("inspect", "mine.py:build", "--arch-arg", "width=5", "--input-shape", "1,8,8", "--json")
+    assert code == 0
+    assert json.loads(stdout)["arch"] == "mine.py:build(width=5)"
+    assert json.loads(stdout)["layers"][0]["filters"] == 5
 
 
 def test_a_dry_run_shows_what_goes_what_stays_and_what_has_no_effect(slim: Slim, tiny_checkpoint: Path) -> None:

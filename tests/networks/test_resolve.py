@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import keyword
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,56 @@ def test_whatever_runs_code_from_outside_is_foreign(parts: list[str]) -> None:
         with contextlib.suppress(ArchError):
             resolve.build(arch, 10, (3, 32, 32))
     assert resolve.is_foreign(arch) or not ran
+
+
+VALUES = st.one_of(
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.none(),
+    st.text(),
+    st.lists(st.integers(), max_size=3),
+)
+
+
+@given(
+    st.sampled_from(["", "torchvision", "a/my(1) file.py", "package.module"]),
+    st.from_regex(r"[a-z_][a-z0-9_-]*", fullmatch=True),
+    st.dictionaries(st.from_regex(r"[a-z_][a-z0-9]*", fullmatch=True).filter(lambda key: not keyword.iskeyword(key)), VALUES),
+)
+def test_an_arch_is_read_as_it_was_written(family: str, name: str, arguments: dict[str, Any]) -> None:
+    spec = resolve.Spec(family, name, arguments)
+    assert resolve.parse(str(spec)) == spec
+    assert resolve.parse(spec.bare) == resolve.Spec(family, name, {})
+
+
+def test_arguments_reach_what_builds_the_network(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def build(width=3, act='relu', kernels=(1,)):\n"
+        "    assert act in ('relu', 'a:b')\n"
+        "    return nn.Conv2d(1, width, kernels[0])\n"
+    )
+    arch = resolve.with_arguments(f"{tmp_path / 'mine.py'}:build", ["width=5", "act=a:b", "kernels=(3,)"])
+    model = resolve.build(arch, 10, (1, 8, 8))
+    assert isinstance(model, nn.Conv2d)
+    assert model.weight.shape == (5, 1, 3, 3)
+    assert resolve.is_foreign(arch)
+    assert resolve.build(resolve.with_arguments(arch, ["width=7"]), 10, (1, 8, 8)).weight.shape == (7, 1, 3, 3)
+    assert resolve.build("torchvision:mobilenet_v3_small(width_mult=0.5)", 7, (3, 64, 64)) is not None
+    with pytest.raises(ArchError, match="widht"):
+        resolve.build(resolve.with_arguments(arch, ["widht=7"]), 10, (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["lenet5(3)", "lenet5(width)", "lenet5(width=open('x'))", "lenet5(**{})", "lenet5(a=1", "lenet5)("]
+)
+def test_what_is_no_argument_is_refused(wrong: str) -> None:
+    with pytest.raises(ArchError):
+        resolve.build(wrong, 10, (1, 28, 28))
+
+
+@pytest.mark.parametrize("wrong", ["width", "=3", "a b=3", "3=4"])
+def test_an_argument_on_the_command_line_is_key_and_value(wrong: str) -> None:
+    with pytest.raises(ArchError, match="--arch-arg"):
+        resolve.with_arguments("lenet5", [wrong])
