@@ -19,6 +19,9 @@ from slimcli.errors import DataError
 from slimcli.records import JsonDict
 from slimcli.settings import DataSettings
 
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel, as fractions of 1."""
+
 
 def open_data(
     settings: DataSettings,
@@ -27,12 +30,14 @@ def open_data(
     batch_size: int,
     seed: int,
     device: str = "cpu",
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    normalisation: Normalisation | None = None,
+    published: Normalisation | None = None,
 ) -> Data:
     """Open the data set that the settings name, or the one `recorded` in a checkpoint, or the built-in digits.
 
-    Normalisation: the settings', else the checkpoint's (`normalisation`), else the data set's usual one, else measured on
-    the training images, which `Data.notes` then says. Raises `DataError`.
+    Normalisation: the settings', else the checkpoint's (`normalisation`), else the data set's usual one, else that of the
+    network's published weights (`published`), else measured on the training images; `Data.notes` says where it was not given.
+    Raises `DataError`.
     """
     recorded = recorded or {}
     _check_recorded(recorded)
@@ -57,7 +62,7 @@ def open_data(
     found = arrays.read(spec, root, settings.workers)
     x_train, y_train, x_test, y_test = found.x_train, found.y_train, found.x_test, found.y_test
     classes = max(known.classes if known else 0, int(max(y_train.max(), y_test.max())) + 1)
-    mean, std, note = _normalisation(settings, normalisation, known, x_train)
+    mean, std, note = _normalisation(settings, normalisation, known, published, x_train)
     if val_data is None:
         rest, held = split_off(y_train, holdout)
         x_held, y_held = x_train[held], y_train[held]
@@ -149,8 +154,9 @@ def check_fits(data: Data, arch: str, classes: int, input_shape: tuple[int, ...]
 
 def _normalisation(
     settings: DataSettings,
-    recorded: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    recorded: Normalisation | None,
     known: KnownData | None,
+    published: Normalisation | None,
     images: Images,
 ) -> tuple[tuple[float, ...], tuple[float, ...], str]:
     channels = images.shape[1]
@@ -172,6 +178,11 @@ def _normalisation(
             known.mean,
             known.std,
             "the data set's usual normalisation is assumed; give --mean and --std if it was another",
+        )
+    if published is not None and {len(published[0]), len(published[1])} == {channels}:
+        return (
+            *published,
+            "the normalisation of the network's published weights is assumed; give --mean and --std if it was another",
         )
     most = 1_000 if isinstance(images, Files) else 10_000  # to decode takes its time
     some = images[torch.arange(0, len(images), max(1, len(images) // most))]

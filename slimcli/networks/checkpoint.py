@@ -27,8 +27,9 @@ from slimcli.networks import ARCHS, resolve, widths
 from slimcli.records import JsonDict
 
 FORMAT = "slimcli-checkpoint-1"
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and `torch.compile` put before every key."""
 _ELSEWHERE = {
     ".onnx": "an ONNX file",
     ".pt2": "an exported program (.pt2)",
@@ -250,7 +251,7 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise CheckpointError(
             f"{path} holds no state dict",
-            "it must be one, or a dict that has it under state_dict, model or model_state_dict",
+            f"it must be one, or a dict that has it under {', '.join(_WRAPPERS[:-1])} or {_WRAPPERS[-1]}",
         )
     for key, value in content.items():
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
@@ -291,8 +292,17 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
+def _without_wrapper(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict as the network's own, where it was saved as part of another module (`model.conv1.weight`)."""
+    if state.keys() & expected.keys() or len({key.partition(".")[0] for key in state}) != 1:
+        return state
+    inner = {key.partition(".")[2]: value for key, value in state.items()}
+    return inner if inner.keys() & expected.keys() else state
+
+
 def _load_weights(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
     expected = network.state_dict()
+    state = _without_wrapper(state, expected)
     fitting = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
     # Loading fills in what published checkpoints lack (batch counters, shortcut selections): ask it what is missing.
     missing = [key for key in network.load_state_dict(fitting, strict=False).missing_keys if key not in state]

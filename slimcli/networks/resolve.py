@@ -124,3 +124,25 @@ def _timm(spec: Spec, classes: int, input_shape: Shape) -> nn.Module:
         raise ArchError(f"timm has no network {name!r}", suggest(name, timm.list_models()))
     known = {"num_classes": classes, "in_chans": input_shape[0]}
     return _call(str(spec), lambda: timm.create_model(name, **(known | spec.arguments)))
+
+
+def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of the images that a library's published weights of this network want, where it knows them."""
+    spec = parse(arch)
+    if spec.family == "torchvision":
+        from torchvision import models
+
+        try:
+            wanted = models.get_model_weights(spec.name).DEFAULT.transforms()
+        except (ValueError, AttributeError):
+            return None
+    elif spec.family == "timm":
+        try:
+            import timm
+        except ImportError:
+            return None
+        wanted = timm.get_pretrained_cfg(spec.name, allow_unregistered=True)
+    else:
+        return None
+    mean, std = getattr(wanted, "mean", None), getattr(wanted, "std", None)
+    return (tuple(mean), tuple(std)) if mean and std else None

@@ -10,6 +10,7 @@ from torch import nn
 from slimcli.data.loaders import Data
 from slimcli.data.sources import check_fits, open_data
 from slimcli.errors import DataError
+from slimcli.networks import resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.settings import DataSettings
 from slimcli.training.group import pick_device
@@ -35,7 +36,16 @@ def open_subject(
         raise DataError(f"{loaded.path} does not say what data its network is for", "name it with --data")
     normalisation = (loaded.mean, loaded.std) if loaded.mean is not None and loaded.std is not None else None
     where = pick_device(device)
-    data = open_data(settings, loaded.data, batch_size=batch_size, seed=seed, device=str(where), normalisation=normalisation)
+    published = resolve.normalisation(loaded.arch) if loaded.foreign else None
+    data = open_data(
+        settings,
+        loaded.data,
+        batch_size=batch_size,
+        seed=seed,
+        device=str(where),
+        normalisation=normalisation,
+        published=published,
+    )
     if loaded.foreign:
         # A foreign file says nothing about image sizes: the data does, and the tensors must then fit.
         # (Only the first conv's channels can be read off them.)

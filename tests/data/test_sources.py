@@ -26,8 +26,12 @@ from slimcli.settings import DataSettings
 Arrays = dict[str, Any]
 
 
-def opened(recorded: dict[str, Any] | None = None, *, seed: int = 0, normalisation: Any = None, **settings: Any) -> Data:
-    return open_data(DataSettings(**settings), recorded, batch_size=8, seed=seed, normalisation=normalisation)
+def opened(
+    recorded: dict[str, Any] | None = None, *, seed: int = 0, normalisation: Any = None, published: Any = None, **settings: Any
+) -> Data:
+    return open_data(
+        DataSettings(**settings), recorded, batch_size=8, seed=seed, normalisation=normalisation, published=published
+    )
 
 
 def arrays(channels: int | None = None, train: int = 60, test: int = 20) -> Arrays:
@@ -214,6 +218,12 @@ def test_normalisation_is_the_users_then_the_checkpoints_then_the_data_sets(tmp_
     recorded = opened(data=spec, normalisation=((0.1,), (0.3,)))
     assert (recorded.mean, recorded.std, recorded.notes) == ((0.1,), (0.3,), ())
     assert (opened().mean, opened().std) == (KNOWN["digits"].mean, KNOWN["digits"].std)
+    published = ((0.4,), (0.6,))
+    assert (opened(published=published).mean, opened().mean) == (KNOWN["digits"].mean,) * 2
+    assumed = opened(data=spec, published=published)
+    assert (assumed.mean, assumed.std) == published
+    assert "published" in assumed.notes[0]
+    assert opened(data=spec, published=((0.1,) * 3, (0.2,) * 3)).mean == opened(data=spec).mean
     measured = opened(data=spec)
     assert "--mean" in measured.notes[0]
     pixels = torch.cat([images for images, _ in opened(data=spec, augment="none").train.epoch(0)])

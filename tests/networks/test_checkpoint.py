@@ -202,6 +202,8 @@ WRAPPINGS: dict[str, Callable[[Mapping[str, Tensor]], Any]] = {
     "state_dict": lambda state: {"state_dict": state},
     "model": lambda state: {"model": state},
     "model_state_dict": lambda state: {"model_state_dict": state},
+    "net": lambda state: {"net": state, "acc": 93.0},
+    "part of another module": lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}},
     "a training checkpoint": lambda state: {
         "epoch": 3,
         "state_dict": state,

@@ -204,3 +204,11 @@ def test_what_is_no_argument_is_refused(wrong: str) -> None:
 def test_an_argument_on_the_command_line_is_key_and_value(wrong: str) -> None:
     with pytest.raises(ArchError, match="--arch-arg"):
         resolve.with_arguments("lenet5", [wrong])
+
+
+def test_published_weights_say_what_images_they_want() -> None:
+    assert resolve.normalisation("torchvision:resnet18") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert resolve.normalisation("torchvision:inception_v3") is not None
+    assert resolve.normalisation("torchvision:no_such_network") is None
+    assert resolve.normalisation("lenet5") is None
+    assert resolve.normalisation("tests.tiny:Chain") is None
