@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ def inspect(
     from slimcli.cli import tables
     from slimcli.pipeline.inspect import inspect as run
 
-    if arch is None:
+    if arch is None and not Path(model).exists():
         model = o.arch_of(model, arch_arg)
     else:
         arch = o.arch_of(arch, arch_arg)

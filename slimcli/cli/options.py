@@ -316,7 +316,7 @@ FlowSamples = Annotated[
         rich_help_panel=_PARTS,
     ),
 ]
-Lambda = Annotated[float, typer.Option("--lambda", help="Weight of a penalty on norms (tie, exp).", rich_help_panel=_PARTS)]
+Lambda = Annotated[float, typer.Option("--lambda", help="Weight of the --penalty.", rich_help_panel=_PARTS)]
 Distance = Annotated[str, typer.Option(help="Of norm histories: l1, l2 or cosine.", rich_help_panel=_PARTS)]
 Window = Annotated[int | None, typer.Option(help="Only the last so many epochs of the history count.", rich_help_panel=_PARTS)]
 Linear = Annotated[bool, typer.Option("--linear", help="Hidden linear layers lose neurons too.", rich_help_panel=_PARTS)]
@@ -332,7 +332,7 @@ ObserveEpochs = Annotated[int, typer.Option(help="Observed first where there is 
 TieEpochs = Annotated[
     int | None,
     typer.Option(
-        help="Before each removal, while chosen pairs are pulled together.",
+        help="Before each removal, under the --penalty, if there is one.",
         show_default="the method's: 1 or 0",
         rich_help_panel=_TRAIN,
     ),

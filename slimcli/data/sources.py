@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,8 +123,8 @@ def absolute(spec: str) -> str:
     form, _, path = spec.partition(":")
     if form in ("npz", "folder") and path:
         return f"{form}:{Path(path).resolve()}"
-    code = re.fullmatch(r"(.*?\.py):([\w.-]*(?:\(.*\))?)", spec, re.DOTALL)
-    return f"{Path(code[1]).resolve()}:{code[2]}" if code else spec
+    family, _, name = spec.rpartition(":")
+    return f"{Path(family).resolve()}:{name}" if family.endswith(".py") else spec
 
 
 def _check_recorded(recorded: JsonDict) -> None:

@@ -30,6 +30,6 @@ ARCHS = {
 FORMS = {
     "torchvision:NAME": "a classification network of torchvision",
     "timm:NAME": "a network of timm, where it is installed",
-    "FILE.py:CALLABLE": "your own: a callable without arguments that returns a torch.nn.Module",
+    "FILE.py:CALLABLE": "your own: a callable that returns a torch.nn.Module; its arguments by --arch-arg",
     "PACKAGE.MODULE:CALLABLE": "the same from an importable module",
 }

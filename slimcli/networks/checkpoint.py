@@ -212,7 +212,7 @@ def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoin
         )
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} lacks a part of a slimcli checkpoint: {error}", "write it again with slim") from error
-    if arch is not None and arch not in (recorded, resolve.parse(recorded).bare):
+    if arch is not None and not _names(arch, recorded):
         raise CheckpointError(f"{path} is a {recorded}, not a {arch}", "leave --arch out: the checkpoint knows its network")
     if arch is None and resolve.is_foreign(recorded):
         raise ArchError(
@@ -220,6 +220,12 @@ def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoin
             f"allow it with --arch {shlex.quote(recorded)}",
         )
     return checkpoint
+
+
+def _names(arch: str, recorded: str) -> bool:
+    """Whether `arch` is the recorded one, with its arguments or without any."""
+    own = resolve.parse(recorded)
+    return resolve.parse(arch) in (own, resolve.parse(own.bare))
 
 
 def _first(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -292,7 +298,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
-def _without_wrapper(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_wrapper(state: dict[str, Tensor], expected: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict as the network's own, where it was saved as part of another module (`model.conv1.weight`)."""
     if state.keys() & expected.keys() or len({key.partition(".")[0] for key in state}) != 1:
         return state
@@ -302,7 +308,7 @@ def _without_wrapper(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -
 
 def _load_weights(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
     expected = network.state_dict()
-    state = _without_wrapper(state, expected)
+    state = without_wrapper(state, expected)
     fitting = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
     # Loading fills in what published checkpoints lack (batch counters, shortcut selections): ask it what is missing.
     missing = [key for key in network.load_state_dict(fitting, strict=False).missing_keys if key not in state]

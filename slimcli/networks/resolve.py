@@ -8,7 +8,8 @@ import ast
 import importlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,11 @@ from slimcli.networks import ARCHS
 Shape = tuple[int, int, int]
 
 
-_FORM = re.compile(r"(?:(?P<family>.*?):)??(?P<name>[\w.-]*)(?:\((?P<arguments>.*)\))?", re.DOTALL)
+_FORM = re.compile(r"(?:(?P<family>.*?\.py|[^()]*):)?(?P<name>[\w.-]*)(?:\((?P<arguments>.*)\))?", re.DOTALL)
+
+
+_NO_LITERAL = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
+"""What reading a Python literal may raise."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,12 @@ def parse(arch: str) -> Spec:
         raise ArchError(f"there is no network {arch!r}", "see `slim list archs`")
     try:
         call = ast.parse(f"f({form['arguments'] or ''})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or not all(each.arg for each in call.keywords):
-            raise ValueError("no keywords")
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError("no call with keywords alone")
+        if not all(each.arg for each in call.keywords):
+            raise ValueError("a keyword without a name")
         arguments = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
-    except (SyntaxError, ValueError) as error:
+    except _NO_LITERAL as error:
         raise ArchError(
             f"{arch}: its arguments are not key=value", "numbers, or text in quotes: (width=32, act='relu')"
         ) from error
@@ -67,9 +74,15 @@ def with_arguments(arch: str, given: Sequence[str]) -> str:
             raise ArchError(f"--arch-arg {each!r} is not key=value", "for example --arch-arg width=32")
         try:
             arguments[key] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
+        except _NO_LITERAL:
             arguments[key] = value
     return str(Spec(spec.family, spec.name, spec.arguments | arguments))
+
+
+def absolute(arch: str) -> str:
+    """`arch` with its file's path made absolute, so that it means the same from another folder."""
+    spec = parse(arch)
+    return str(replace(spec, family=str(Path(spec.family).resolve()))) if spec.family.endswith(".py") else arch
 
 
 def is_foreign(arch: str) -> bool:
@@ -122,8 +135,13 @@ def _timm(spec: Spec, classes: int, input_shape: Shape) -> nn.Module:
         raise ArchError(f"timm:{name} needs the package timm", "pip install 'slimcli[timm]'") from None
     if name not in timm.list_models():
         raise ArchError(f"timm has no network {name!r}", suggest(name, timm.list_models()))
+    fetching = [key for key in spec.arguments if key.startswith(("pretrained", "checkpoint"))]
+    if fetching:  # a name alone, which a file may hold, never makes timm fetch or unpickle another file
+        raise ArchError(
+            f"{spec}: {fetching[0]} would load weights from elsewhere", "leave it out: the checkpoint has the weights"
+        )
     known = {"num_classes": classes, "in_chans": input_shape[0]}
-    return _call(str(spec), lambda: timm.create_model(name, **(known | spec.arguments)))
+    return _call(str(spec), lambda: timm.create_model(name, pretrained=False, **(known | spec.arguments)))
 
 
 def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

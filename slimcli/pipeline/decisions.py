@@ -60,7 +60,7 @@ def member_weights(model: nn.Module, group: ChannelGroup) -> list[Tensor]:
 
 
 def objective_for(network: Network, choices: list[Choice], settings: PruneSettings, input_shape: Sequence[int]) -> Objective:
-    """What pulls the chosen pairs together while training: Eq. 8's second term, or a tie of their weights."""
+    """What the network is trained towards before a removal: Eq. 8's second term, another penalty, or a tie of weights."""
     if settings.penalty == "weights":
         return Objective(constraint=_weight_tie(network, choices, input_shape))
     return Objective(penalty=_penalty_for(network, choices, settings))

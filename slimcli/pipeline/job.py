@@ -243,10 +243,10 @@ def _launched(job: Prepared, progress: Progress) -> Engine:
 def _put_dense_aside(job: Prepared, folder: RunDir) -> None:
     """Keep the network that the run starts from: its file may be gone, or another, when the run goes on."""
     known = job.subject.checkpoint
-    arch = absolute(known.arch)  # as in the recipe
+    arch = resolve.absolute(known.arch)  # as in the recipe
     checkpoint.save(folder.dense, replace(known, state_dict=job.subject.model.state_dict(), metrics={}, arch=arch))
     if job.teacher is not None:
-        checkpoint.save(folder.teacher, replace(job.teacher, arch=absolute(job.teacher.arch), first=None))
+        checkpoint.save(folder.teacher, replace(job.teacher, arch=resolve.absolute(job.teacher.arch), first=None))
 
 
 class _StateFile:
@@ -282,7 +282,7 @@ def _resolved(job: Prepared, engine: Engine) -> PruneSettings:
     return replace(
         job.settings,
         model=str(Path(job.settings.model).resolve()),
-        arch=absolute(arch) if job.subject.checkpoint.foreign or resolve.is_foreign(arch) else None,
+        arch=resolve.absolute(arch) if job.subject.checkpoint.foreign or resolve.is_foreign(arch) else None,
         teacher=str(Path(job.settings.teacher).resolve()) if job.settings.teacher else None,
         history=tuple(str(Path(name).resolve()) for name in job.settings.history) if job.settings.history else None,
         val_data=absolute(job.settings.val_data) if job.settings.val_data else data.spec.get("val_data"),

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimcli.data.loaders import Data
 from slimcli.errors import ArchError, SettingsError
@@ -51,7 +52,7 @@ def start(
     network = Network(copy.deepcopy(model), history, groups, count(model, data.shape))
     if settings.criterion == "bn":
         batch_norm_scales(model, network.prunable, network.wirings(data.shape))
-    if settings.penalty == "scales" and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+    if settings.penalty == "scales" and not any(isinstance(m, _BatchNorm) and m.affine for m in model.modules()):
         raise ArchError(f"{settings.arch or 'the network'} has no batch norm whose scales could shrink", "use --penalty none")
     if settings.granularity == "weight":
         network.masks = masks.of(network.model)

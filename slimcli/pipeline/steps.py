@@ -25,6 +25,7 @@ from typing import Any
 
 from slimcli.data.sources import absolute
 from slimcli.errors import SettingsError, suggest
+from slimcli.networks import resolve
 from slimcli.pruning import methods
 from slimcli.records import JsonDict
 from slimcli.report import card
@@ -126,7 +127,8 @@ class Recipe:
 
 def _table(step: Step) -> JsonDict:
     table = step.settings.to_recipe()
-    specs = {key: absolute(table[key]) for key in ("arch", "data", "val_data") if key in table}
+    made = {"arch": resolve.absolute, "data": absolute, "val_data": absolute}
+    specs = {key: absolutely(table[key]) for key, absolutely in made.items() if key in table}
     paths: JsonDict = {key: str(Path(table[key]).resolve()) for key in ("model", "data_root", *_REFERENCES) if table.get(key)}
     if "history" in table:
         paths["history"] = [str(Path(name).resolve()) for name in table["history"]]

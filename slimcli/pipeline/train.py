@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from slimcli import processes
-from slimcli.data.sources import absolute, open_data
+from slimcli.data.sources import open_data
 from slimcli.environment import environment
 from slimcli.errors import CheckpointError, DivergedError
 from slimcli.networks import checkpoint, resolve, widths
@@ -83,7 +84,7 @@ def _resolved(settings: TrainSettings, job: _Job) -> TrainSettings:
     data = job.data
     return replace(
         settings,
-        arch=absolute(settings.arch),
+        arch=resolve.absolute(settings.arch),
         like=str(Path(settings.like).resolve()) if settings.like else None,
         data=data.name,
         data_root=data.spec.get("root"),
@@ -97,9 +98,9 @@ def _resolved(settings: TrainSettings, job: _Job) -> TrainSettings:
 def _shape_of(path: str, arch: str) -> dict[str, Tensor]:
     """The state dict of the slim network in a checkpoint, which must be of that arch."""
     like = checkpoint.load(path, arch if resolve.is_foreign(arch) else None)
-    if like.arch != arch:
+    if resolve.parse(like.arch) != resolve.parse(arch):
         raise CheckpointError(
-            f"--like {path} is a {like.arch}, not a {arch}", f"train that: slim train {like.arch} --like {path}"
+            f"--like {path} is a {like.arch}, not a {arch}", f"train that: slim train {shlex.quote(like.arch)} --like {path}"
         )
     like.build()
     return like.state_dict

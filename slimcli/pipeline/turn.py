@@ -64,7 +64,10 @@ class Turn:
             self.work.note("shares", iteration=self.work.index, groups=shares, channels=channels)
         generator = torch.Generator()
         generator.set_state(state.draws)
-        choices = choose(state.network, counts, self.work.settings, generator, self.work.data)
+        seed_everything(self.work.settings.seed, self.work.engine.epochs_done)
+        with self.work.engine.memory_named("choosing filters"):
+            main = processes.is_main()
+            choices = choose(state.network, counts, self.work.settings, generator, self.work.data) if main else []
         state.choices, state.draws = self.work.engine.group.broadcast((choices, generator.get_state()))
         return "tie"
 

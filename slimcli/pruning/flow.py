@@ -110,10 +110,12 @@ def gradients_of_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tenso
     reaches, and how many images it has. The model is left as it is, once the iterator is at its end or closed.
     """
     weights = {name: layer.weight for name, layer in layers_of(model).items()}
+    device = next(model.parameters()).device
     with _watched(model, ()), torch.enable_grad(), _requiring_grad(weights.values()):
         for images, labels in batches:
             if not len(labels):
                 continue
+            images, labels = images.to(device), labels.to(device)
             loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
             found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             yield {name: each for name, each in zip(weights, found, strict=True) if each is not None}, len(labels)

@@ -133,7 +133,7 @@ class NormHistory:
                 if history.norm != norm:
                     raise CheckpointError(f"{path} has {history.norm} norms, not {norm}", f"use --norm {history.norm}")
                 continue
-            state = checkpoint.state_dict_in(path, content)
+            state = checkpoint.without_wrapper(checkpoint.state_dict_in(path, content), like.state_dict())
             weights = {name: state.get(f"{name}.weight") for name in widths}
             odd = next((n for n, w in weights.items() if w is None or w.shape != widths[n] or not _is_finite(w)), None)
             if odd is not None:

@@ -12,8 +12,8 @@ from slimcli.settings import FLOW_SAMPLES, FLOW_STOPS, GRADIENT_SAMPLES, PruneSe
 class Method:
     """A combination: which filters or weights go (`criterion`), how many (`amount`), when retraining ends (`stop`), how chosen
     pairs are tied (`penalty`) and merged, whether survivors go back to their dense weights after each removal (`rewind`), how
-    the last retraining starts (`final`), and whether the dense network teaches in it (`distill`). The controls of `hbfp` are
-    retrained as it is, and train plainly in the epochs in which it ties.
+    the last retraining starts (`final`), and whether the dense network teaches in it (`distill`). What `hbfp` is compared with
+    is retrained as it is, and trains plainly, or under a penalty of its own, in the epochs in which it ties.
     """
 
     criterion: str
@@ -45,8 +45,12 @@ METHODS = {
         "magnitude", "a fifth of the smallest, the rest back to their dense weights, each time", "20%", rewind=True, tie_epochs=0
     ),
     "sap": Method("magnitude", "as many of the smallest as the PQ-index of the weights allows", "pq", tie_epochs=0),
-    "incop-if": Method("magnitude", "sap, retrained until information flow is back where it was", "pq", "if", tie_epochs=0),
-    "incop-gf": Method("magnitude", "sap, retrained until gradient flow is back where it was", "pq", "gf", tie_epochs=0),
+    "incop-if": Method(
+        "magnitude", "sap, retrained until information flow comes no nearer to the dense one's", "pq", "if", tie_epochs=0
+    ),
+    "incop-gf": Method(
+        "magnitude", "sap, retrained until gradient flow comes no nearer to the dense one's", "pq", "gf", tie_epochs=0
+    ),
     "cfp": Method(
         "cfp",
         "pairs whose weights are most correlated, made more so, the weaker one removed",
@@ -56,7 +60,7 @@ METHODS = {
     "l1": Method("l1", "the filters with the least l1-norm (a control)", distill=True),
     "l2": Method("l2", "the filters with the least l2-norm", distill=True),
     "fpgm": Method("fpgm", "the filters nearest to the geometric median of their layer", distill=True),
-    "bn": Method("bn", "the filters with the least batch-norm scale, all scales shrunk before", penalty="scales", distill=True),
+    "bn": Method("bn", "the filters with the least batch-norm scale, all drawn to zero before", penalty="scales", distill=True),
     "taylor": Method("taylor", "the filters whose removal changes the loss least, to first order", distill=True),
     "hrank": Method("hrank", "the filters whose feature maps have the least rank", distill=True),
     "random": Method("random", "filters drawn at random (a control)", distill=True),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from slimcli.errors import ArchError
-from slimcli.networks.cost import layers_of
+from slimcli.networks.cost import Layer, layers_of
+from slimcli.networks.modes import evaluating
 from slimcli.pruning.flow import gradients_of_batches
-from slimcli.pruning.wiring import listen
+from slimcli.pruning.history import filter_norms
 from slimcli.records import ChannelGroup, Wiring
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -58,31 +61,44 @@ def taylor(model: nn.Module, groups: Sequence[ChannelGroup], _: Mapping[str, Wir
     return [torch.stack([sums[member.layer][list(member.channels)] for member in group.members]).sum(0) for group in groups]
 
 
+@torch.no_grad()
 def feature_map_ranks(
     model: nn.Module, groups: Sequence[ChannelGroup], wirings: Mapping[str, Wiring], batches: Batches
 ) -> list[Tensor]:
-    """HRank (arXiv:2002.10179): the rank of each filter's feature map, averaged over images; as its readers get it (behind batch
-    norm, activation and pooling), summed over them. What a linear layer reads is laid out in a square where it fits one.
+    """HRank (arXiv:2002.10179): the rank of each filter's feature map, behind its batch norm and clamped at 0 as ReLU does,
+    summed over images and over the group; of equal ranks the lower norm is less. Linear layers have no maps, only norms.
     """
-    readers = [reader for group in groups for reader in wirings[group.name].readers]
-    sums = [torch.zeros(len(reader.inputs), dtype=torch.float64) for reader in readers]
+    layers = layers_of(model)
+    ranks: dict[str, Tensor] = {}
 
-    def look(number: int, values: Tensor) -> None:
-        maps = values.movedim(2, 1)  # (units, images, channels of each, ... positions)
-        if maps.ndim == 3:
-            side = round(maps.shape[2] ** 0.5)
-            fits = side * side == maps.shape[2]
-            maps = maps.reshape(*maps.shape[:2], side, side) if fits else maps.unsqueeze(2)
-        maps = maps.flatten(2, -2)
-        sums[number] += torch.linalg.matrix_rank(maps.float()).sum(1).double().cpu()
+    def watch(module: nn.Module, layer: str) -> RemovableHandle:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            of_batch = torch.linalg.matrix_rank(output.clamp(min=0).float()).sum(0).double().cpu()
+            ranks[layer] = ranks.get(layer, torch.zeros_like(of_batch)) + of_batch
 
-    for images, _ in batches():
-        listen(model, images, readers, look)
-    of_readers = iter(sums)
-    return [
-        torch.stack([next(of_readers) for _ in wirings[group.name].readers] or [torch.zeros(group.channels)]).sum(0)
-        for group in groups
+        return module.register_forward_hook(hook)
+
+    makers = {maker.module: maker for group in groups for maker in wirings[group.name].makers}
+    handles = [
+        watch(model.get_submodule(maker.norm or name), name)
+        for name, maker in makers.items()
+        if isinstance(layers.get(name), nn.Conv2d)
     ]
+    try:
+        with evaluating(model):
+            for images, _ in batches():
+                model(images.to(next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [_of_group(group, layers, ranks) for group in groups]
+
+
+def _of_group(group: ChannelGroup, layers: Mapping[str, Layer], ranks: Mapping[str, Tensor]) -> Tensor:
+    """Ranks (whole numbers) and less than 1 of norms, summed over the group's members."""
+    norms = torch.stack([filter_norms(layers[m.layer].weight.detach().cpu())[list(m.channels)] for m in group.members]).sum(0)
+    whole = [ranks[member.layer][list(member.channels)] for member in group.members if member.layer in ranks]
+    return sum(whole, norms / (norms.max() + 1))
 
 
 MEASURES: Mapping[str, Callable[[nn.Module, Sequence[ChannelGroup], Mapping[str, Wiring], Batches], list[Tensor]]] = {

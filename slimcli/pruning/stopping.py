@@ -112,7 +112,7 @@ def _no_longer_falls(values: Sequence[float | None], share: float) -> bool:
     """Whether the last value is less than `share` below the one before it; where either is not known, nothing is."""
     if len(values) < 2 or values[-2] is None or values[-1] is None:
         return False
-    return values[-1] > (1 - share) * values[-2]
+    return values[-1] >= (1 - share) * values[-2]
 
 
 def allotment(owed: float, most: int, per_epoch: float = PER_EPOCH) -> tuple[int, float]:

@@ -25,7 +25,7 @@ def stopping(result: Result) -> Plot | None:
     return Plot(
         name="stopping",
         title="How long each retraining took",
-        caption=_caption(rule, met, len(steps), result.settings.get("epsilon") is not None),
+        caption=_caption(rule, met, len(steps), any(step.get("epsilon") is not None for step in steps)),
         description="Bars: the epochs of each iteration's retraining, hatched where the rule was not met; squares: weights left."
         + (
             " Below, for each iteration: a line, the distance of the flow from the dense network's after the removal and after "

@@ -80,9 +80,10 @@ def exponential_tie(
 
 
 def correlation(model: nn.Module, pairs: Sequence[TiedPair], norms: Norms) -> Tensor:
-    """CFP's regulariser (arXiv:1811.10559): exp(-sum over the pairs of their weights' absolute correlation); in (0, 1].
+    """CFP's regulariser (arXiv:1811.10559): exp(-absolute correlation of a pair's weights); in (0, 1].
 
-    A group's correlation is the mean of its members'.
+    The mean over the pairs stands for their sum: the slope of exp(-sum) is nothing where there are more than a few pairs. A
+    group's correlation is the mean of its members'.
     """
     reference = next(model.parameters())
     total = torch.zeros((), dtype=torch.float64, device=reference.device)
@@ -91,7 +92,7 @@ def correlation(model: nn.Module, pairs: Sequence[TiedPair], norms: Norms) -> Te
         weights: Tensor = model.get_submodule(layer).weight.flatten(1).double()  # type: ignore[operator]
         rows = F.normalize(weights - weights.mean(1, keepdim=True), dim=1)
         total = total + ((rows[first] * rows[second]).sum(1).abs() / members[index]).sum()
-    return (-total).exp()
+    return (-total / max(1, len(pairs))).exp()
 
 
 def batch_norm_scales(model: nn.Module) -> Tensor:

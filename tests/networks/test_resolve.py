@@ -6,6 +6,7 @@ import contextlib
 import keyword
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,7 +165,7 @@ VALUES = st.one_of(
 
 
 @given(
-    st.sampled_from(["", "torchvision", "a/my(1) file.py", "package.module"]),
+    st.sampled_from(["", "torchvision", "my(1) file.py", "/a/b.py", "package.module"]),
     st.from_regex(r"[a-z_][a-z0-9_-]*", fullmatch=True),
     st.dictionaries(st.from_regex(r"[a-z_][a-z0-9]*", fullmatch=True).filter(lambda key: not keyword.iskeyword(key)), VALUES),
 )
@@ -193,7 +194,18 @@ def test_arguments_reach_what_builds_the_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["lenet5(3)", "lenet5(width)", "lenet5(width=open('x'))", "lenet5(**{})", "lenet5(a=1", "lenet5)("]
+    "wrong",
+    [
+        "lenet5(3)",
+        "lenet5(width)",
+        "lenet5(width=open('x'))",
+        "lenet5(**{})",
+        "lenet5(a=1",
+        "lenet5)(",
+        "lenet5(a=1)(b=2)",
+        "lenet5(a=1).x(b=2)",
+        "lenet5(a={[]: 1})",
+    ],
 )
 def test_what_is_no_argument_is_refused(wrong: str) -> None:
     with pytest.raises(ArchError):
@@ -212,3 +224,27 @@ def test_published_weights_say_what_images_they_want() -> None:
     assert resolve.normalisation("torchvision:no_such_network") is None
     assert resolve.normalisation("lenet5") is None
     assert resolve.normalisation("tests.tiny:Chain") is None
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_path='x.pth'", "pretrained=True", "pretrained_cfg={'hf_hub_id': 'a/b'}"])
+def test_a_name_never_makes_timm_load_another_file(argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_model(*_: Any, **__: Any) -> None:
+        raise AssertionError("timm was asked")
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(list_models=lambda: ["resnet18"], create_model=create_model))
+    with pytest.raises(ArchError, match="would load weights from elsewhere"):
+        resolve.build(f"timm:resnet18({argument})", 10, (3, 32, 32))
+
+
+def test_timm_is_given_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_model(name: str, **arguments: Any) -> nn.Module:
+        assert (name, arguments) == ("resnet18", {"pretrained": False, "num_classes": 7, "in_chans": 3, "drop_rate": 0.1})
+        return nn.Identity()
+
+    published = SimpleNamespace(mean=(0.5,) * 3, std=(0.25,) * 3)
+    timm = SimpleNamespace(
+        list_models=lambda: ["resnet18"], create_model=create_model, get_pretrained_cfg=lambda *_, **__: published
+    )
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    resolve.build("timm:resnet18(drop_rate=0.1)", 7, (3, 32, 32))
+    assert resolve.normalisation("timm:resnet18(drop_rate=0.1)") == ((0.5,) * 3, (0.25,) * 3)

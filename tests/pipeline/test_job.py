@@ -166,6 +166,35 @@ def test_scales_of_batch_norms_want_batch_norms(settings: dict[str, str], tiny_c
     assert not (tmp_path / "run").exists()
 
 
+def test_batch_norms_scales_choose_and_shrink(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    conv = nn.Sequential(nn.Conv2d(1, 8, 5, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(4))\n"
+        "    return nn.Sequential(*conv, nn.Flatten(), nn.Linear(8 * 36, 10))\n"
+    )
+    arch = f"{tmp_path}/mine.py:build"
+    train(TrainSettings(arch=arch, epochs=1, train_samples=400), RunDir(tmp_path / "dense"))
+    scales = {}
+    for strength in (0.0, 1e3):
+        settings = QUICK | {"epochs": 0, "final_epochs": 0, "lr": 0.01}
+        job.run(
+            PruneSettings(
+                model=str(tmp_path / "dense" / "model.pt"),
+                arch=arch,
+                method="bn",
+                lambda_=strength,
+                iterations=1,
+                **settings,
+                deploy=False,
+            ),
+            tmp_path / str(strength),
+        )
+        scales[strength] = slimcli.load(tmp_path / str(strength) / "model.pt", arch).get_submodule("1").weight.detach().abs()
+    assert {len(each) for each in scales.values()} == {6}
+    assert scales[1e3].sum() < 0.9 * scales[0.0].sum()
+
+
 def test_widths_are_met_exactly(tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = PruneSettings(model=str(tiny_checkpoint), widths=(4, 5), deploy=False, **{**QUICK, "amount": "50%"})
     result = job.run(settings, tmp_path / "run")

@@ -239,6 +239,30 @@ def test_what_users_loaders_and_networks_draw_at_random_is_drawn_again(tmp_path:
         assert end_of(out) == end_of(tmp_path / "whole")
 
 
+def test_filters_are_chosen_on_the_same_images_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a criterion that goes through batches of a user's loader that shuffles."""
+    (tmp_path / "mine.py").write_text(CODE)
+    code, data = f"{tmp_path}/mine.py:Net", f"{tmp_path}/mine.py:loaders"
+    training.train(TrainSettings(arch=code, data=data, epochs=1), RunDir(tmp_path / "dense"))
+    settings = PruneSettings(
+        model=f"{tmp_path}/dense/model.pt",
+        arch=code,
+        data=data,
+        method="taylor",
+        iterations=2,
+        max_drop=100.0,
+        deploy=False,
+        epochs=1,
+        final_epochs=1,
+    )
+    job.run(settings, tmp_path / "whole")
+    for at in (7, 11, 15):
+        out = tmp_path / str(at)
+        assert broken_off(at, monkeypatch, lambda out=out: job.run(settings, out))
+        job.resume(out)
+        assert end_of(out) == end_of(tmp_path / "whole")
+
+
 def test_code_named_by_a_relative_path_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(CODE)
     (tmp_path / "elsewhere").mkdir()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from slimcli.errors import ArchError
 from slimcli.pruning import surgery
+from slimcli.pruning.history import filter_norms
 from slimcli.pruning.scores import MEASURES
 from slimcli.pruning.wiring import wiring_of
 from slimcli.records import ChannelGroup, Wiring
@@ -76,23 +77,17 @@ def test_batch_norms_scales_are_summed_over_the_group() -> None:
         MEASURES["bn"](model, [group for group in groups if group.name == "fc1"], wirings, batches)
 
 
-def test_ranks_are_numpys_of_what_the_readers_get() -> None:
-    """conv2 reads conv1's maps; fc1 what is left of conv2's, flat."""
+def test_ranks_are_numpys_of_maps_behind_norm_and_relu_and_equal_ones_go_by_norm() -> None:
     model = tiny.Chain().eval()
     groups, wirings = of(model)
     scores = dict(zip([group.name for group in groups], MEASURES["hrank"](model, groups, wirings, batches), strict=True))
-    read: dict[str, list[Tensor]] = {"conv2": [], "fc1": []}
-    for name, inputs in read.items():
-        model.get_submodule(name).register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0].detach()))
-    model(IMAGES)
-    maps = read["conv2"][0]
-    assert scores["conv1"].tolist() == [
-        sum(np.linalg.matrix_rank(image[channel].numpy()) for image in maps) for channel in range(maps.shape[1])
-    ]
-    channels = len(model.conv2.weight)
-    flat = read["fc1"][0].view(len(IMAGES), channels, -1)
-    side = round(flat.shape[2] ** 0.5)
-    square = flat.view(*flat.shape[:2], side, side) if side * side == flat.shape[2] else flat[:, :, None]
-    assert scores["conv2"].tolist() == [
-        sum(np.linalg.matrix_rank(image[channel].numpy()) for image in square) for channel in range(channels)
-    ]
+    with torch.no_grad():
+        first = F.relu(model.bn1(model.conv1(IMAGES)))
+        maps = {"conv1": first, "conv2": F.relu(model.bn2(model.conv2(first)))}
+    for name, values in maps.items():
+        ranks = [sum(int(np.linalg.matrix_rank(image[unit].numpy())) for image in values) for unit in range(values.shape[1])]
+        assert scores[name].floor().tolist() == ranks
+    for name in ("conv1", "conv2", "fc1"):  # fc1 has no maps
+        norms = filter_norms(model.get_submodule(name).weight.detach())  # type: ignore[arg-type, operator]
+        fractions = scores[name] - scores[name].floor()
+        assert torch.equal(fractions.argsort(), norms.argsort())
