@@ -192,7 +192,7 @@ def test_batch_norms_scales_choose_and_shrink(tmp_path: Path) -> None:
         )
         scales[strength] = slimcli.load(tmp_path / str(strength) / "model.pt", arch).get_submodule("1").weight.detach().abs()
     assert {len(each) for each in scales.values()} == {6}
-    assert scales[1e3].sum() < 0.9 * scales[0.0].sum()
+    assert bool((scales[1e3] < scales[0.0]).all())
 
 
 def test_widths_are_met_exactly(tiny_checkpoint: Path, tmp_path: Path) -> None:
