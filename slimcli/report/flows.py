@@ -7,7 +7,7 @@ import statistics
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from slimcli.pruning.stopping import PER_EPOCH
+from slimcli.pruning.stopping import NEARER, PER_EPOCH
 from slimcli.records import JsonDict
 from slimcli.report.formats import percent, plural
 from slimcli.report.result import Result
@@ -71,7 +71,7 @@ def _caption(rule: str, met: int, count: int, within: bool) -> str:
         )
     until = f"The rule {rule} ended {met} of {plural(count, 'retraining')}"
     if rule in FLOW_STOPS and not within:
-        return f"{until}: at the first epoch that brought the flow no nearer to the dense network's."
+        return f"{until}: at the first epoch that brought the flow less than {NEARER:.0%} nearer to the dense network's."
     return f"{until} before their limit."
 
 
