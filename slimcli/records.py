@@ -45,7 +45,10 @@ class NetworkCost:
 
 @dataclass(frozen=True)
 class Member:
-    """A conv or linear layer of a channel group: `channels[u]` is its output channel that belongs to the group's unit `u`."""
+    """A conv or linear layer of a channel group: `channels[u]` is its output channel that belongs to the group's unit `u`.
+
+    A layer of whose channels several belong to each unit is a member several times.
+    """
 
     layer: str
     channels: tuple[int, ...]
@@ -55,7 +58,7 @@ class Member:
 class ChannelGroup:
     """Output channels of one or several layers that can only be removed together, unit by unit.
 
-    `name` is the first member's layer. `reason` says why a group is not prunable.
+    `name` is the first member's layer, `channels` the number of units. `reason` says why a group is not prunable.
     """
 
     name: str
@@ -63,6 +66,21 @@ class ChannelGroup:
     channels: int
     prunable: bool = True
     reason: str = ""
+
+    @property
+    def per_unit(self) -> int:
+        """How many channels of the first layer go with one unit: more than one where a grouped conv is tied to it."""
+        return sum(member.layer == self.members[0].layer for member in self.members)
+
+    @property
+    def width(self) -> int:
+        """Channels of the first layer."""
+        return self.channels * self.per_unit
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The members' layers, each once."""
+        return tuple(dict.fromkeys(member.layer for member in self.members))
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ def inspect(
         "layers": [asdict(layer) for layer in cost.layers],
         "groups": [
             {
-                "layers": [member.layer for member in group.members],
-                "channels": group.channels,
-                "macs": sum(macs[member.layer] for member in group.members),
+                "layers": list(group.layers),
+                "channels": group.width,
+                "macs": sum(macs[layer] for layer in group.layers),
                 "prunable": group.prunable,
                 "reason": group.reason,
             }

@@ -137,7 +137,9 @@ def _expanded(names: Sequence[str]) -> list[str]:
 def dry_run(settings: PruneSettings) -> JsonDict:
     """What `run` would start from and remove first, without training or writing."""
     job = prepare(settings)
-    network = job.state.network
+    network, counts = job.state.network, job.plan.counts(job.state.network)
+    if network.masks is None:
+        counts = {group.name: counts[group.name] * group.per_unit for group in network.prunable}
     return {
         "method": job.settings.method,
         "arch": job.settings.arch,
@@ -145,7 +147,7 @@ def dry_run(settings: PruneSettings) -> JsonDict:
         "macs": network.cost.macs,
         "params": network.cost.params,
         "history_epochs": network.history.epochs,
-        "first_iteration": job.plan.counts(network),
+        "first_iteration": counts,
         "frozen": {group.name: group.reason for group in network.groups if not group.prunable},
         "notes": list(job.notes),
     }

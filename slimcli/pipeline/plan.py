@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,12 +86,14 @@ class Budget:
     def __init__(self, settings: PruneSettings, dense: Network, input_shape: Sequence[int]) -> None:
         self.dense_cost, self._input_shape = dense.cost, input_shape
         self._settings = settings
-        self._widths = per_group("--widths", settings.widths, dense.prunable) if settings.widths else {}
+        widths = per_group("--widths", settings.widths, dense.prunable) if settings.widths else {}
         for group in dense.prunable:
-            if (wanted := self._widths.get(group.name, 0)) > group.channels:
+            if (wanted := widths.get(group.name, 0)) > group.width:
                 raise SettingsError(
-                    f"--widths asks for {wanted} channels of {group.name}, which has {group.channels}", "give no more than it has"
+                    f"--widths asks for {wanted} channels of {group.name}, which has {group.width}", "give no more than it has"
                 )
+        # In units, and never narrower than was asked for.
+        self._widths = {group.name: math.ceil(widths[group.name] / group.per_unit) for group in dense.prunable if widths}
 
     def check_possible(self, dense: Network) -> None:
         """Raise `SettingsError` where not even one channel in every group would meet a budget in MACs or parameters."""

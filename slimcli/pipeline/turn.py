@@ -60,7 +60,7 @@ class Turn:
         if state.network.masks is not None:
             return "tie"
         if shares := self.work.plan.shares(state.kept):
-            channels = {group.name: group.channels for group in state.kept.prunable}
+            channels = {group.name: group.width for group in state.kept.prunable}
             self.work.note("shares", iteration=self.work.index, groups=shares, channels=channels)
         generator = torch.Generator()
         generator.set_state(state.draws)
@@ -120,7 +120,7 @@ class Turn:
             "surgery",
             iteration=self.work.index,
             **facts,
-            widths={group.name: group.channels for group in network.prunable},
+            widths={group.name: group.width for group in network.prunable},
             macs=network.cost.macs,
             params=network.cost.params,
             top1=score.top1,
@@ -257,7 +257,7 @@ def _line(step: Iteration, dense: Score, plan: Plan, network: Network, settings:
         else f" after {step.epochs} epoch(s)" + ("" if step.stopped else f", --stop {settings.stop} not met")
     )
     size = f"weights {step.remaining:.1%}, " if network.masks is not None else ""
-    widths = ",".join(str(group.channels) for group in network.prunable[:6]) + ("..." if len(network.prunable) > 6 else "")
+    widths = ",".join(str(group.width) for group in network.prunable[:6]) + ("..." if len(network.prunable) > 6 else "")
     return (
         f"iteration {step.index}: {size}MACs {step.macs / cost.macs:.1%}, parameters {step.params / cost.params:.1%}, "
         f"held-out top-1 {step.top1:.2f} ({step.top1 - dense.top1:+.2f}; {step.top1_after_surgery:.2f} right after surgery)"

@@ -20,7 +20,7 @@ class Amount(Protocol):
     """How much goes now. `weights` are each layer's weights by its name."""
 
     def filters(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> int:
-        """How many of the group's channels go; one always stays."""
+        """How many of the group's units go; one always stays."""
 
     def weights(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
         """How many of each layer's living weights, given as a vector, go; one always stays."""
@@ -50,8 +50,11 @@ class Fixed:
         self._counts = per_group("--amount", [int(part) for part in text.split(",")], groups)
 
     def filters(self, group: ChannelGroup, weights: Mapping[str, Tensor] | None = None) -> int:
-        """How many of the group's channels go now."""
-        wanted = max(1, math.ceil(round(self._share * group.channels, 9))) if self._share else self._counts[group.name]
+        """How many of the group's units go now: where one has several channels, as many as hold those asked for."""
+        if self._share:
+            wanted = max(1, math.ceil(round(self._share * group.channels, 9)))
+        else:
+            wanted = math.ceil(self._counts[group.name] / group.per_unit)
         return min(wanted, group.channels // 2)
 
     def weights(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
@@ -76,7 +79,7 @@ class Adaptive:
         self._together = scope == "global"
 
     def filters(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> int:
-        """How many of the group's channels go now."""
+        """How many of the group's units go now."""
         return min(math.floor(sap_share(self._members(group, weights), *self._step) * group.channels), group.channels - 1)
 
     def shares(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> dict[str, float]:
@@ -86,7 +89,7 @@ class Adaptive:
         return {"weights": sap_share(members, *self._step), "norms": sap_share(norms, *self._step)}
 
     def _members(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> list[Tensor]:
-        return list(weights.values()) if self._together else [weights[member.layer] for member in group.members]
+        return list(weights.values()) if self._together else [weights[layer] for layer in group.layers]
 
     def weights(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
         """How many of each layer's living weights go; together, each layer's part of the whole is only nominal."""
@@ -98,13 +101,13 @@ class Adaptive:
 
 def per_group(flag: str, numbers: Sequence[int], groups: Sequence[ChannelGroup]) -> dict[str, int]:
     """One number for each group by name: the same for all, one per group in order, or one per distinct width ascending."""
-    widths = sorted({group.channels for group in groups})
+    widths = sorted({group.width for group in groups})
     if len(numbers) == 1:
         return {group.name: numbers[0] for group in groups}
     if len(numbers) == len(groups):
         return {group.name: number for group, number in zip(groups, numbers, strict=True)}
     if len(numbers) == len(widths):
-        return {group.name: numbers[widths.index(group.channels)] for group in groups}
+        return {group.name: numbers[widths.index(group.width)] for group in groups}
     raise SettingsError(
         f"{flag} has {len(numbers)} numbers, the network {len(groups)} prunable groups of {len(widths)} widths",
         "give one number, one per group, or one per width",

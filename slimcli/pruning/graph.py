@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from torch_pruning._helpers import _HybridIndex
+from torch_pruning.dependency import index_mapping
 
 from slimcli.errors import ArchError
 from slimcli.networks.cost import layers_of
@@ -35,23 +40,44 @@ class _ChannelPadPruner(tp.BasePruningFunc):  # type: ignore[misc]
         return layer.selects.shape[1]
 
 
+@dataclass(frozen=True)
+class Item:
+    """Channels that one module loses on one side: torch-pruning's dependency, which knows how, and the root's unit of each."""
+
+    dep: Any
+    channels: list[int]
+    units: list[int]
+
+    @property
+    def module(self) -> Any:
+        """The module: the user's, a parameter, or one that stands for an operation."""
+        return self.dep.target.module
+
+
 class Graph:
-    """torch-pruning's dependency graph of one network, in its present shape."""
+    """torch-pruning's dependency graph of one network, in its present shape.
+
+    A unit of a layer is one output channel; where a conv in G groups of channels is tied to it, G of them: the channels that have
+    the same place in each group, since all groups must stay equally wide.
+    """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
         self.names = {module: name for name, module in model.named_modules()}
         self.layers = layers_of(model)
+        self._units: dict[str, int] = {}
+        self._widest = max(max(layer.weight.shape[:2]) * getattr(layer, "groups", 1) for layer in self.layers.values())
         reference = next(model.parameters())
         example = torch.zeros(2, *input_shape, device=reference.device, dtype=reference.dtype)
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         try:
             for parameter in frozen:
                 parameter.requires_grad_(True)  # tracing follows gradients; frozen parameters would go unseen
-            with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
+            with evaluating(model), torch.enable_grad(), warnings.catch_warnings(), _reshapes_of_unknown_width():
                 warnings.simplefilter("ignore")
                 self.graph = tp.DependencyGraph().build_dependency(
                     model,
                     [example],
+                    forward_fn=lambda network, inputs: network(*inputs),  # left out, an error would be tried away and lost
                     customized_pruners={ChannelPad: _ChannelPadPruner()},
                     # An operation behind the last layer is what torch-pruning marks as the network's output.
                     output_transform=lambda output: tree_map_only(Tensor, lambda tensor: tensor * 1, output),
@@ -61,26 +87,70 @@ class Graph:
             for parameter in frozen:
                 parameter.requires_grad_(False)
 
-    def group(self, root: str, units: Sequence[int]) -> Any:
-        """torch-pruning's group for removing these output channels of the layer `root`."""
+    def units(self, root: str) -> int:
+        """How many units the layer has."""
+        if root not in self._units:
+            channels = self.layers[root].weight.shape[0]
+            stretches = {_groups_of(item.module) for item in self._reached(root, range(channels), channels)}
+            together = math.lcm(*stretches)
+            self._units[root] = channels // together if channels % together == 0 else channels
+        return self._units[root]
+
+    def group(self, root: str, units: Sequence[int]) -> list[Item]:
+        """What goes with these units of the layer `root`."""
+        count = self.units(root)
+        channels = self.layers[root].weight.shape[0]
+        return self._reached(root, [start + unit for start in range(0, channels, count) for unit in units], count)
+
+    def _reached(self, root: str, channels: Sequence[int], count: int) -> list[Item]:
+        """Everything that depends on these channels of the layer, found in time proportional to the channels there are.
+
+        torch-pruning's own search follows a channel again on every way that leads to it. Raises `IndexError` for channels that no
+        layer has: what lies in between is not what torch-pruning takes it for.
+        """
         layer = self.layers[root]
-        pruner = self.graph.get_pruner_of_module(layer)
-        return self.graph.get_pruning_group(layer, pruner.prune_out_channels, list(units))
+        node, remove = self.graph.module2node[layer], self.graph.get_pruner_of_module(layer).prune_out_channels
+        start = tp.dependency.Dependency(remove, remove, source=node, target=node)
+        ahead = [(start, [_HybridIndex(idx=channel, root_idx=channel) for channel in channels])]
+        found: dict[tuple[Any, Any], tuple[Any, dict[int, int]]] = {}
+        while ahead:
+            dep, indices = ahead.pop()
+            _, known = found.setdefault((dep.target, dep.handler), (dep, {}))
+            new = [index for index in indices if index.idx not in known]
+            known.update((index.idx, index.root_idx % count) for index in new)
+            for further in dep.target.dependencies if new else ():
+                if further.is_triggered_by(dep.handler):
+                    mapped = new
+                    for mapping in further.index_mapping:
+                        mapped = mapping(mapped) if mapping is not None else mapped
+                    if any(index.idx >= self._widest for index in mapped):
+                        raise IndexError("channels are reshaped in a way that cannot be followed")
+                    ahead.append((further, mapped))
+        return [Item(dep, list(known), list(known.values())) for dep, known in found.values() if known]
 
-    def outputs(self, group: Any) -> Iterator[tuple[nn.Module, list[int], list[int]]]:
-        """Modules that lose output channels with the group: (module, its channels, the root's unit of each)."""
-        for item in group:
-            module = item.dep.target.module
-            if self.graph.is_out_channel_pruning_fn(item.dep.handler) and module in self.names:
-                yield module, item.idxs, item.root_idxs
+    def prune(self, items: Sequence[Item]) -> None:
+        """Remove these channels, of several layers together. The graph is of no use afterwards."""
+        together: dict[tuple[Any, Any], tuple[Any, set[int]]] = {}
+        for item in items:
+            together.setdefault((item.dep.target, item.dep.handler), (item.dep, set()))[1].update(item.channels)
+        group = tp.dependency.Group()
+        group._DG = self.graph
+        for dep, channels in together.values():
+            group.add_dep(dep, sorted(channels))
+        group.prune(record_history=False)
 
-    def inputs(self, group: Any) -> Iterator[tuple[nn.Module, list[int], list[int]]]:
+    def outputs(self, items: Sequence[Item]) -> Iterator[tuple[nn.Module, list[int], list[int]]]:
+        """Modules that lose output channels: (module, its channels, the root's unit of each)."""
+        for item in items:
+            if self.graph.is_out_channel_pruning_fn(item.dep.handler) and item.module in self.names:
+                yield item.module, item.channels, item.units
+
+    def inputs(self, items: Sequence[Item]) -> Iterator[tuple[nn.Module, list[int], list[int]]]:
         """Modules that lose input channels, and no outputs with them: (module, its input channels, the root's unit of each)."""
-        for item in group:
-            module, handler = item.dep.target.module, item.dep.handler
-            through = self.graph.is_out_channel_pruning_fn(handler)  # a norm's channels are inputs and outputs
-            if self.graph.is_in_channel_pruning_fn(handler) and not through and module in self.names:
-                yield module, item.idxs, item.root_idxs
+        for item in items:
+            through = self.graph.is_out_channel_pruning_fn(item.dep.handler)  # a norm's channels are inputs and outputs
+            if self.graph.is_in_channel_pruning_fn(item.dep.handler) and not through and item.module in self.names:
+                yield item.module, item.channels, item.units
 
     def norm_of(self, module: nn.Module) -> nn.Module | None:
         """The batch norm that alone reads the module's output."""
@@ -89,13 +159,44 @@ class Graph:
         return readers[0] if alone else None
 
     @staticmethod
-    def has_loose_parameters(group: Any) -> bool:
-        """Whether parameters that no module owns lose channels with the group."""
-        return any(isinstance(item.dep.target.module, nn.Parameter) for item in group)
+    def has_loose_parameters(items: Sequence[Item]) -> bool:
+        """Whether parameters that no module owns lose channels."""
+        return any(isinstance(item.module, nn.Parameter) for item in items)
 
-    def reaches_output(self, group: Any) -> bool:
+    @staticmethod
+    def reaches_output(items: Sequence[Item]) -> bool:
         """Whether the network's own output would lose channels."""
-        return any(isinstance(item.dep.target.module, tp.ops._OutputOp) for item in group)
+        return any(isinstance(item.module, tp.ops._OutputOp) for item in items)
+
+    @staticmethod
+    def normalised_over(items: Sequence[Item]) -> str:
+        """The kind of module that normalises over the channels: what it computes of the others changes when some go."""
+        kinds = (type(item.module) for item in items)
+        return next((kind.__name__ for kind in kinds if issubclass(kind, nn.LayerNorm | nn.GroupNorm | nn.LocalResponseNorm)), "")
+
+
+@contextmanager
+def _reshapes_of_unknown_width() -> Iterator[None]:
+    """torch-pruning divides by zero at a reshape whose width it cannot find out (a channel shuffle): let it stand as one that
+    moves no channels. Where that is wrong, the check of a removal finds it.
+    """
+    right = index_mapping.update_reshape_index_mapping
+
+    def tolerant(graph: Any, node: Any) -> None:
+        with suppress(ZeroDivisionError):
+            right(graph, node)
+
+    index_mapping.update_reshape_index_mapping = tolerant
+    try:
+        yield
+    finally:
+        index_mapping.update_reshape_index_mapping = right
+
+
+def _groups_of(module: Any) -> int:
+    """Into how many groups of several channels a conv cuts its inputs and outputs."""
+    grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups < module.out_channels
+    return module.groups if grouped else 1
 
 
 def cannot_run(input_shape: Sequence[int], error: Exception) -> ArchError:

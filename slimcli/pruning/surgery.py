@@ -13,6 +13,7 @@ from dataclasses import replace
 from torch import nn
 
 from slimcli.errors import SettingsError, suggest
+from slimcli.networks.cost import Layer
 from slimcli.pruning.graph import Graph, cannot_run
 from slimcli.records import ChannelGroup, Member
 
@@ -35,36 +36,56 @@ def find_groups(model: nn.Module, input_shape: Sequence[int], linear: bool = Fal
     for root, layer in graph.layers.items():
         if root in seen:
             continue
-        channels = layer.weight.shape[0]
         if layer not in graph.graph.module2node:
-            groups.append(
-                ChannelGroup(root, (Member(root, tuple(range(channels))),), channels, False, "not seen in a forward pass")
-            )
+            groups.append(_alone(root, layer, "not seen in a forward pass"))
             continue
-        group = graph.group(root, range(channels))
-        members: list[Member] = []
+        try:
+            units = graph.units(root)
+            tied = graph.group(root, range(units))
+        except Exception:  # torch-pruning raises whatever comes where it could not infer a shape
+            groups.append(_alone(root, layer, "its channels cannot be followed to what reads them"))
+            continue
+        members: dict[str, tuple[Member, ...]] = {}
         one_to_one = True
-        for module, own, units in graph.outputs(group):
+        for module, own, of_units in graph.outputs(tied):
             name = graph.names[module]
             if name not in graph.layers:
                 continue
             seen.add(name)
-            by_unit = dict(zip(units, own, strict=True))
-            one_to_one &= len(by_unit) == len(own) == channels
-            member = Member(name, tuple(by_unit.get(unit, -1) for unit in range(channels)))
-            one_to_one &= all(other == member for other in members if other.layer == name)
-            if member not in members:
-                members.append(member)
-        members.sort(key=lambda member: order[member.layer])
+            found = _members(name, own, of_units, units)
+            one_to_one &= bool(found) and members.get(name, found) == found
+            members.setdefault(name, found or (Member(name, tuple(own)),))
         reason = ""
-        if graph.reaches_output(group):
+        if graph.reaches_output(tied):
             reason = "the network's output"
+        elif kind := graph.normalised_over(tied):
+            reason = f"{kind} over its channels: without some of them the others change"
         elif not one_to_one:
             reason = "its channels are not tied one to one"
-        elif not linear and all(isinstance(graph.layers[m.layer], nn.Linear) for m in members):
+        elif units == 1:
+            reason = "its channels can only go all together"
+        elif not linear and all(isinstance(graph.layers[name], nn.Linear) for name in members):
             reason = "linear (takes part with --linear)"
-        groups.append(ChannelGroup(root, tuple(members), channels, not reason, reason))
+        ordered = [member for name in sorted(members, key=order.__getitem__) for member in members[name]]
+        groups.append(ChannelGroup(root, tuple(ordered), units, not reason, reason))
     return tuple(groups)
+
+
+def _alone(name: str, layer: Layer, reason: str) -> ChannelGroup:
+    channels = layer.weight.shape[0]
+    return ChannelGroup(name, (Member(name, tuple(range(channels))),), channels, False, reason)
+
+
+def _members(name: str, own: Sequence[int], of_units: Sequence[int], units: int) -> tuple[Member, ...]:
+    """A layer's channels in the order of the units that they belong to; once for each channel that a unit has there. Empty where
+    the units have different numbers of them, or share one.
+    """
+    channels: list[list[int]] = [[] for _ in range(units)]
+    for channel, unit in sorted(zip(own, of_units, strict=True)):
+        channels[unit].append(channel)
+    each = len(channels[0])
+    even = each and all(len(those) == each for those in channels) and len(set(own)) == len(own)
+    return tuple(Member(name, column) for column in zip(*channels, strict=True)) if even else ()
 
 
 def taking_part(
@@ -101,19 +122,16 @@ def remove(model: nn.Module, input_shape: Sequence[int], removal: Removal) -> di
     """
     graph = Graph(model, input_shape)
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    kept: dict[str, list[int]] = {}
-    for root, units in removal.items():
-        if not units:
-            continue
-        group = graph.group(root, sorted(units))
-        for module, own, _ in graph.outputs(group):
-            name = graph.names[module]
-            if name in graph.layers:
-                # Behind a concatenation a layer loses channels with several groups, each time in its present numbering.
-                before = kept.get(name) or list(range(graph.layers[name].weight.shape[0]))
-                gone = set(own)
-                kept[name] = [filter_ for position, filter_ in enumerate(before) if position not in gone]
-        group.prune()
+    items = [item for root, units in removal.items() if units for item in graph.group(root, sorted(units))]
+    gone: dict[str, set[int]] = {}
+    for module, own, _ in graph.outputs(items):
+        gone.setdefault(graph.names[module], set()).update(own)
+    kept = {
+        name: [channel for channel in range(layer.weight.shape[0]) if channel not in gone[name]]
+        for name, layer in graph.layers.items()
+        if name in gone
+    }
+    graph.prune(items)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trainable[name])
     model.zero_grad(set_to_none=True)

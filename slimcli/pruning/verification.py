@@ -1,11 +1,16 @@
-"""Proving, before anything is removed, that removing a group's channels is the same as setting them to zero."""
+"""Proving, before anything is removed, that removing a group's channels is the same as setting them to zero.
+
+The slim network is compared layer by layer, and every layer is given what the reference gave the one before: so a wrong removal
+shows where it is wrong, and there alone, and one pass finds all faults. If each layer is right whenever those before it are, the
+network is right.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,40 +19,51 @@ from torch.utils._pytree import tree_leaves
 
 from slimcli.networks.cost import layers_of
 from slimcli.pruning import surgery
+from slimcli.pruning.dataflow import OUTPUT, sources_of
 from slimcli.pruning.graph import Graph, cannot_run
 from slimcli.records import ChannelGroup
+
+NARROWED, MOST = 6, 12
+"""Trials (one forward pass of each network) after which no more is done to tell the guilty among the suspected, and after which
+whatever has not been found right stays as it is."""
+
+_REMOVAL = "the removal"
 
 
 def verify(model: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
     """The same groups, those frozen (and the reason named) whose removal does not equal zeroing.
 
-    All prunable groups are tried together; on a mismatch they are bisected. The model is not touched.
+    All prunable groups are tried together, half of each group's units and then the other half. Where a layer is wrong, the groups
+    that it reads or belongs to are told apart by further trials, as many as there is time for. The model is not touched.
     """
     try:
-        probe = _Probe(model, input_shape)
+        probe = _Probe(model, input_shape, groups)
     except Exception as error:
         raise cannot_run(input_shape, error) from error
     failed: dict[str, str] = {}
-
-    def bisect(candidates: list[ChannelGroup]) -> None:
-        fault = probe.fault(candidates)
-        if not fault:
-            return
-        if len(candidates) == 1:
-            failed[candidates[0].name] = fault
-            return
-        middle = len(candidates) // 2
-        bisect(candidates[:middle])
-        bisect(candidates[middle:])
-
     remaining = [group for group in groups if group.prunable]
-    while remaining and probe.fault(remaining):
-        known = len(failed)
-        bisect(remaining)
-        if len(failed) == known:  # each half is right alone and wrong together: nothing here can be trusted
-            failed |= {group.name: "wrong together with other groups" for group in remaining}
+    while remaining and (faults := probe.faults(remaining)):
+        failed |= faults
         remaining = [group for group in remaining if group.name not in failed]
     return tuple(replace(g, prunable=False, reason=failed[g.name]) if g.name in failed else g for g in groups)
+
+
+@dataclass
+class _Suspicion:
+    """A layer that is wrong without one half of the units, what is wrong, and the groups of which one is to blame."""
+
+    layer: str
+    reason: str
+    half: int
+    suspects: list[ChannelGroup]
+
+
+@dataclass
+class _Trial:
+    """What a trial found: the layers that are wrong, and what is wrong with each; and all that it came to."""
+
+    wrong: dict[str, str]
+    reached: set[str]
 
 
 class _Probe:
@@ -60,12 +76,29 @@ class _Probe:
 
     TOLERANCE = 1e-7
 
-    def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]) -> None:
         self._input_shape = input_shape
         self._generator = torch.Generator().manual_seed(0)
         self._images = torch.randn(4, *input_shape, generator=self._generator, dtype=torch.float64)
         self._model = copy.deepcopy(model).cpu().double()
         self._randomise()
+        self._graph = Graph(self._model, input_shape)
+        self._spread: list[float] = []
+        self._alive: set[str] = set()
+        with torch.no_grad():
+            _walk(self._model, self._images, self._know)
+        self._near = {
+            layer: {group.name for group in groups if not sources.isdisjoint(group.layers) or layer in group.layers}
+            for layer, sources in sources_of(self._model, input_shape).items()
+        }
+        self._trials = 0
+
+    def _know(self, name: str, output: Tensor) -> Tensor:
+        """Remember of the dense network how much each output varies, and which are not zero."""
+        self._spread.append(float(output.std()))
+        if bool((output != 0).any()):
+            self._alive.add(name)
+        return output
 
     @torch.no_grad()
     def _randomise(self) -> None:
@@ -85,80 +118,132 @@ class _Probe:
                 self._model(self._images)
         self._model.eval()
 
-    def fault(self, groups: Sequence[ChannelGroup]) -> str:
-        """Empty where removing each third of the groups' channels equals zeroing them, else what is wrong.
+    def faults(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+        """Of these groups, taken together, those that must not be removed, and why; none where all is right."""
+        if self._trials >= MOST:
+            return {group.name: f"not found right in {MOST} trials" for group in groups}
+        if dead := [group for group in groups if self._alive.isdisjoint(group.layers)]:
+            return {group.name: "zeroing its channels changes nothing, so removal cannot be checked" for group in dead}
+        found: dict[str, _Suspicion] = {}
+        for half in (0, 1):
+            for layer, reason in self._trial(groups, half).wrong.items():
+                near = [group for group in groups if group.name in self._near.get(layer, ())]
+                found.setdefault(layer, _Suspicion(layer, reason, half, near or list(groups)))
+        while self._trials < NARROWED and any(len(each.suspects) > 1 for each in found.values()):
+            for half in (0, 1):
+                self._narrow([each for each in found.values() if each.half == half and len(each.suspects) > 1], half)
+        return {group.name: each.reason for each in found.values() for group in each.suspects}
 
-        The thirds of a group are always the same ones, so that a fault found among many groups is found again alone.
-        """
-        return next(filter(None, (self._fault({g.name: self._third(g, n) for g in groups}) for n in range(3))), "")
+    def _narrow(self, suspicions: Sequence[_Suspicion], half: int) -> None:
+        """Halve what is suspected for each layer, in one trial for all layers."""
+        tried = {group.name: group for each in suspicions for group in each.suspects[: len(each.suspects) // 2]}
+        if not tried:
+            return
+        trial = self._trial(list(tried.values()), half)
+        for each in suspicions:
+            inside = [group for group in each.suspects if group.name in tried]
+            outside = [group for group in each.suspects if group.name not in tried]
+            if each.layer in trial.wrong:
+                each.suspects = inside
+            elif each.layer in trial.reached:
+                each.suspects = outside or inside
 
     @torch.no_grad()
-    def _fault(self, removal: surgery.Removal) -> str:
-        slim = copy.deepcopy(self._model)
-        try:
-            graph = Graph(slim, self._input_shape)
-            zeroed: dict[str, set[int]] = {}
-            for root, units in removal.items():
-                for module, own, _ in graph.outputs(graph.group(root, units)):
-                    zeroed.setdefault(graph.names[module], set()).update(own)  # a module may belong to several groups
-            kept = surgery.remove(slim, self._input_shape, removal)
-            after = _activations(slim, self._images, {})
-        except Exception as error:
-            return f"removal breaks the network ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
-        dense = _activations(self._model, self._images, {})
-        expected = _activations(self._model, self._images, zeroed)
-        if max(float((expected[name] - dense[name]).abs().max()) for name in dense) == 0:
-            return "zeroing its channels changes nothing, so removal cannot be checked"
-        for name, reference in expected.items():
-            if name in kept:
-                axis = _channel_axis(self._model.get_submodule(name))
-                reference = reference.index_select(axis, torch.tensor(kept[name]))
-            if after[name].shape != reference.shape:
-                return f"{name or 'the output'} has another shape than expected"
-            scale = float(reference.std()) + float(dense[name].std()) + 1e-30
-            if not float((after[name] - reference).abs().max()) <= self.TOLERANCE * scale:
-                return f"{name or 'the output'} computes something else than with the channels at zero"
-        return ""
+    def _trial(self, groups: Sequence[ChannelGroup], half: int) -> _Trial:
+        """Remove this half of the groups' units, and compare each layer with the dense network where they are zero.
 
-    @staticmethod
-    def _third(group: ChannelGroup, number: int) -> list[int]:
-        if group.channels < 2:
-            return []
-        order = torch.randperm(group.channels, generator=torch.Generator().manual_seed(group.channels)).tolist()
-        parts = [part for part in (order[start::3] for start in range(3)) if part]
-        return sorted(parts[number % len(parts)])
+        The halves of a group are always the same ones, so that a fault found among many groups is found again among fewer.
+        """
+        self._trials += 1
+        removal = {group.name: _half(group, half) for group in groups}
+        zeroed: dict[str, set[int]] = {}
+        for root, units in removal.items():
+            for module, own, _ in self._graph.outputs(self._graph.group(root, units)):
+                zeroed.setdefault(self._graph.names[module], set()).update(own)  # a module may belong to several groups
+        expected: list[tuple[str, Tensor]] = []
+
+        def keep(name: str, output: Tensor) -> Tensor:
+            expected.append((name, output.clone()))  # an operation in place may follow
+            return output
+
+        _walk(self._model, self._images, keep, zeroed)
+        slim = copy.deepcopy(self._model)
+        trial = _Trial({}, set())
+        try:
+            kept = surgery.remove(slim, self._input_shape, removal)
+        except Exception as error:
+            return _Trial({_REMOVAL: _breaks(error)}, {_REMOVAL})
+        calls = 0
+
+        def compare(name: str, output: Tensor) -> Tensor:
+            nonlocal calls
+            other, reference = expected[calls]
+            if name != other:
+                raise RuntimeError(f"{name or 'the output'} is reached instead of {other or 'the output'}")
+            trial.reached.add(name)
+            if name in kept:
+                reference = reference.index_select(_channel_axis(slim.get_submodule(name)), torch.tensor(kept[name]))
+            scale = float(reference.std()) + self._spread[calls] + 1e-30
+            calls += 1
+            if output.shape != reference.shape:
+                trial.wrong.setdefault(name, f"{name or 'the output'} has another shape than expected")
+            elif not float((output - reference).abs().max()) <= self.TOLERANCE * scale:
+                trial.wrong.setdefault(name, f"{name or 'the output'} computes something else than with the channels at zero")
+            return reference.clone()
+
+        try:
+            _walk(slim, self._images, compare)
+        except Exception as error:
+            before = expected[min(calls, len(expected) - 1)][0]  # it broke on the way to this layer
+            trial.reached.add(before)
+            trial.wrong.setdefault(before, _breaks(error))
+        return trial
+
+
+def _half(group: ChannelGroup, number: int) -> list[int]:
+    order = torch.randperm(group.channels, generator=torch.Generator().manual_seed(group.channels)).tolist()
+    return sorted(order[number::2])
+
+
+def _breaks(error: Exception) -> str:
+    return f"removal breaks the network ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})"
 
 
 def _channel_axis(module: nn.Module) -> int:
     return -1 if isinstance(module, nn.Linear | nn.LayerNorm) else 1
 
 
-def _activations(model: nn.Module, images: Tensor, zeroed: Mapping[str, Collection[int]]) -> dict[str, Tensor]:
-    """The outputs of every conv and linear layer and of the network (under the name ""), with some channels at zero."""
-    found: dict[str, Tensor] = {}
+def _walk(
+    model: nn.Module,
+    images: Tensor,
+    visit: Callable[[str, Tensor], Tensor],
+    zeroed: Mapping[str, Collection[int]] | None = None,
+) -> None:
+    """Call `visit` with the output of every conv and linear layer, call by call, and with those of the network (`OUTPUT`).
 
-    def record(name: str) -> Any:
+    The network goes on with what `visit` returns, and with the channels in `zeroed` at zero.
+    """
+    zeroed = zeroed or {}
+
+    def hear(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             if name in zeroed:
-                index: list[Any] = [slice(None)] * output.ndim
-                index[_channel_axis(module)] = list(zeroed[name])
-                output = output.clone()
-                output[tuple(index)] = 0
-            if name in watched:
-                found[name] = output
-            return output
+                channels = torch.tensor(sorted(zeroed[name]))
+                output = output.index_fill(_channel_axis(module), channels, 0.0)
+            return visit(name, output) if name in watched else output
 
         return hook
 
     watched = layers_of(model)
-    handles = [m.register_forward_hook(record(n)) for n, m in model.named_modules() if n and (n in watched or n in zeroed)]
+    handles = [m.register_forward_hook(hear(n)) for n, m in model.named_modules() if n and (n in watched or n in zeroed)]
     try:
         output = model(images)
     finally:
         for handle in handles:
             handle.remove()
-    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    return found | {f" {number}" if number else "": leaf for number, leaf in enumerate(leaves)}
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            visit(OUTPUT, leaf)
 
 
 @contextmanager

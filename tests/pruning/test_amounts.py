@@ -57,6 +57,15 @@ def test_counts_belong_to_groups_in_order() -> None:
     assert [Fixed("3", network).filters(g) for g in network] == [3, 3, 3]
 
 
+@given(st.integers(1, 40), st.integers(2, 8), st.integers(2, 12))
+def test_where_units_have_several_channels_as_many_go_as_hold_those_asked_for(count: int, per_unit: int, units: int) -> None:
+    members = tuple(Member("g", tuple(range(first, first + units))) for first in range(0, units * per_unit, units))
+    grouped = ChannelGroup("g", members, units)
+    gone = Fixed(str(count), [grouped]).filters(grouped)
+    assert gone == min(math.ceil(Fraction(count, per_unit)), units // 2)
+    assert per_group("--widths", [1, 2], [grouped, group(units * per_unit + 1, "h")]) == {"g": 1, "h": 2}
+
+
 def test_counts_belong_to_widths_where_there_are_more_groups() -> None:
     network = groups(16, 16, 64, 32, 16, 64)
     amount = Fixed("2, 4, 8", network)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from slimcli.errors import SettingsError
+from slimcli.errors import ArchError, SettingsError
 from slimcli.networks import resolve
 from slimcli.networks.cost import layers_of
 from slimcli.pruning import surgery
@@ -30,7 +30,7 @@ CERTAIN = {
     tiny.Depthwise: {"a", "b"},
     tiny.Concat: {"a", "b", "c"},
     tiny.ConcatDepthwise: {"c"},
-    tiny.Grouped: {"c"},
+    tiny.Grouped: {"a", "b", "c"},
     tiny.Gated: {"a", "squeeze", "b"},
     tiny.Twice: {"a"},
     tiny.Transposed: {"a", "b"},
@@ -251,6 +251,30 @@ def test_the_classifier_is_never_prunable(network: type[nn.Module], linear: bool
 def test_a_network_without_linear_layer_keeps_its_outputs() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert names(verified(model, linear=True)) == {"0"}
+
+
+def test_a_unit_of_a_grouped_conv_has_the_same_place_in_each_of_its_groups() -> None:
+    groups = {group.name: group for group in verified(tiny.Grouped())}
+    assert [member.channels for member in groups["b"].members] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert (groups["b"].channels, groups["b"].per_unit, groups["b"].width, groups["b"].layers) == (4, 2, 8, ("b",))
+    assert (groups["a"].channels, groups["a"].width) == (4, 8)
+    assert (groups["c"].channels, groups["c"].per_unit) == (6, 1)
+    model = tiny.Grouped()
+    assert surgery.remove(model, tiny.SHAPE, {"a": [1], "b": [0, 3]}) == {"a": [0, 2, 3, 4, 6, 7], "b": [1, 2, 5, 6]}
+    assert (model.b.weight.shape, model.b.groups) == ((4, 3, 3, 3), 2)
+
+
+def test_what_breaks_on_an_image_is_told_in_its_own_words() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(5, 3))
+    with pytest.raises(ArchError, match="mat1 and mat2"):
+        surgery.find_groups(model, tiny.SHAPE)
+
+
+def test_a_grouped_conv_with_one_filter_in_each_group_stays() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 2, 3), nn.Flatten(), nn.Linear(8, 3))
+    reasons = {group.name: group.reason for group in verified(model)}
+    assert reasons["0"] == "its channels can only go all together"
+    assert reasons["1"] == ""  # two filters in each of four groups: one of each can go
 
 
 def test_hidden_linear_layers_take_part_when_asked() -> None:

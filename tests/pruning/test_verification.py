@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slimcli.errors import ArchError
 from slimcli.pruning import surgery
+from slimcli.pruning.verification import verify
 from tests import tiny
 from tests.pruning.test_surgery import CERTAIN, names, verified
 
@@ -91,6 +92,30 @@ def test_a_removal_that_breaks_the_network_freezes_its_group(monkeypatch: pytest
     groups = verified(tiny.Chain())
     assert names(groups) == {"conv2"}
     assert "breaks" in next(group.reason for group in groups if group.name == "conv1")
+
+
+def test_faults_in_different_places_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = surgery.remove
+    first, second = _Sabotage("conv2", "weight", 1), _Sabotage("fc1", "weight", 1)
+    first.right = right
+    second.right = first
+    monkeypatch.setattr(surgery, "remove", second)
+    assert names(verified(tiny.Chain())) == set()
+    monkeypatch.setattr(surgery, "remove", right)
+    assert names(verified(tiny.Chain())) == {"conv1", "conv2"}
+
+
+@pytest.mark.parametrize(("wrong", "most"), [(None, 12), ("layer2.0.conv1", 24)])
+def test_checking_costs_a_few_forward_passes(monkeypatch: pytest.MonkeyPatch, wrong: str | None, most: int) -> None:
+    """Of four images each, tracing included; not one for each channel or group."""
+    model, seen = tiny.OptionA(), []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    groups = surgery.find_groups(model, tiny.SHAPE)
+    seen.clear()
+    if wrong:
+        monkeypatch.setattr(surgery, "remove", _Sabotage(wrong, "weight", 1))
+    assert verify(model, tiny.SHAPE, groups)
+    assert sum(seen) <= most * 4
 
 
 class _TwoOutputs(tiny.Chain):
