@@ -155,14 +155,35 @@ def anatomy(network: JsonDict) -> list[Table]:
             f"{layer['params']:,}",
         )
     groups = Table(title="channel groups", title_justify="left")
-    for column in ("layers", "channels", "MACs", "prunable"):
-        groups.add_column(column, justify="right" if column in ("channels", "MACs") else "left")
+    for column in ("layers", "channels", "share of MACs", "prunable"):
+        groups.add_column(column, justify="right" if column in ("channels", "share of MACs") else "left")
     for group in network["groups"]:
-        names = group["layers"]
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        verdict = "yes" if group["prunable"] else f"no: {group['reason']}"
-        groups.add_row(shown, f"{group['channels']:,}", f"{group['macs']:,}", verdict)
+        verdict = f"no: {group['reason']}"
+        if group["prunable"]:
+            verdict = "yes" if group["together"] == 1 else f"yes, {group['together']} channels together"
+        groups.add_row(in_short(group["layers"]), f"{group['channels']:,}", f"{group['macs'] / network['macs']:.1%}", verdict)
+    prunable = [group for group in network["groups"] if group["prunable"]]
+    groups.caption = f"{len(prunable)} of {len(network['groups'])} groups can be pruned"
+    groups.caption_justify = "left"
     return [layers, groups]
+
+
+def in_short(names: Sequence[str]) -> str:
+    """Names that differ in one number or word between dots are written once: `layer1.{0,1,2}.conv2`."""
+    written: list[tuple[list[str], int | None, list[str]]] = []  # parts, the place where they differ, and what stands there
+    for name in names:
+        parts = name.split(".")
+        for number, (first, place, choices) in enumerate(written):
+            differ = [at for at, (one, other) in enumerate(zip(first, parts, strict=False)) if one != other]
+            if len(first) == len(parts) and len(differ) == 1 and place in (None, differ[0]):
+                written[number] = (first, differ[0], [*choices, parts[differ[0]]])
+                break
+        else:
+            written.append((parts, None, []))
+    return ", ".join(
+        ".".join("{" + ",".join([part, *choices]) + "}" if place == at else part for at, part in enumerate(first))
+        for first, place, choices in written
+    )
 
 
 def _count(value: int) -> str:

@@ -41,6 +41,7 @@ def inspect(
             {
                 "layers": list(group.layers),
                 "channels": group.width,
+                "together": group.per_unit,
                 "macs": sum(macs[layer] for layer in group.layers),
                 "prunable": group.prunable,
                 "reason": group.reason,

@@ -60,6 +60,7 @@ def prepare(settings: PruneSettings) -> Prepared:
     state, plan, origins = start(subject.model, subject.data, history, settings, _past(subject, settings.arch or ""))
     if zeros := sum(int((~mask).sum()) for mask in (state.network.masks or {}).values()):
         notes.append(f"{zeros:,} weights are zero already: they stay so")
+    notes += plan.forced(state.network)
     return Prepared(settings, subject, state, plan, origins, tuple(notes), teacher=teacher)
 
 

@@ -68,6 +68,22 @@ class Plan:
             nothing_left, left = NO_CHANNEL, self.budget.leaves_any(network)
         return STEP_TOO_SMALL if left and isinstance(self.amount, Adaptive) else nothing_left
 
+    def forced(self, dense: Network) -> list[str]:
+        """Where the groups do not give what was asked for: some lose channels several at a time, none more than half at once."""
+        found: dict[str, list[str]] = {}
+        for group in dense.prunable if dense.masks is None else ():
+            together = f"{group.per_unit} of its channels go together"
+            if isinstance(self.amount, Fixed):
+                asked, got = self.amount.asked(group), self.amount.filters(group) * group.per_unit
+                if got != asked:
+                    why = together if group.per_unit > 1 else "no more than half of a group goes at once"
+                    what = f"loses {got} of {group.width} channels in an iteration, not {asked}: {why}"
+                    found.setdefault(what, []).append(group.name)
+            wanted, kept = self.budget.widths.get(group.name, 0), self.budget.units.get(group.name, 0) * group.per_unit
+            if kept != wanted:
+                found.setdefault(f"keeps {kept} channels, not {wanted}: {together}", []).append(group.name)
+        return [f"{names[0]}{f' (and {len(names) - 1} more)' if names[1:] else ''} {what}" for what, names in found.items()]
+
     def shares(self, network: Network) -> dict[str, dict[str, float]]:
         """Of each group the share that SAP's step takes, by its weights and by the norms of its filters; else empty."""
         if network.masks is not None or not isinstance(self.amount, Adaptive):
@@ -86,14 +102,16 @@ class Budget:
     def __init__(self, settings: PruneSettings, dense: Network, input_shape: Sequence[int]) -> None:
         self.dense_cost, self._input_shape = dense.cost, input_shape
         self._settings = settings
-        widths = per_group("--widths", settings.widths, dense.prunable) if settings.widths else {}
+        self.widths = per_group("--widths", settings.widths, dense.prunable) if settings.widths else {}
+        """The channels of each group that were asked for."""
         for group in dense.prunable:
-            if (wanted := widths.get(group.name, 0)) > group.width:
+            if (wanted := self.widths.get(group.name, 0)) > group.width:
                 raise SettingsError(
                     f"--widths asks for {wanted} channels of {group.name}, which has {group.width}", "give no more than it has"
                 )
-        # In units, and never narrower than was asked for.
-        self._widths = {group.name: math.ceil(widths[group.name] / group.per_unit) for group in dense.prunable if widths}
+        groups = dense.prunable if self.widths else ()
+        self.units = {group.name: math.ceil(self.widths[group.name] / group.per_unit) for group in groups}
+        """The same in units, none narrower than was asked for."""
 
     def check_possible(self, dense: Network) -> None:
         """Raise `SettingsError` where not even one channel in every group would meet a budget in MACs or parameters."""
@@ -114,11 +132,11 @@ class Budget:
         is met with the least that meets it: in the proportion of the counts, and no filter more of any group.
         """
         channels = {group.name: group.channels for group in network.groups}
-        if self._widths:
-            counts = {name: min(wanted, max(0, channels[name] - self._widths[name])) for name, wanted in counts.items()}
+        if self.units:
+            counts = {name: min(wanted, max(0, channels[name] - self.units[name])) for name, wanted in counts.items()}
 
         def met(counts: Mapping[str, int]) -> bool:
-            narrow = all(channels[name] - counts[name] <= width for name, width in self._widths.items())
+            narrow = all(channels[name] - counts[name] <= width for name, width in self.units.items())
             return narrow and self._within_size(self._cost_after(counts, network))
 
         sized = self._settings.macs is not None or self._settings.params is not None
@@ -159,10 +177,10 @@ class Budget:
 
     def leaves_any(self, network: Network) -> bool:
         """Whether a group could still lose a channel and be no narrower than was asked for."""
-        return any(group.channels > self._widths.get(group.name, 1) for group in network.prunable)
+        return any(group.channels > self.units.get(group.name, 1) for group in network.prunable)
 
     def _small_enough(self, network: Network) -> bool:
-        narrow = all(group.channels <= self._widths[group.name] for group in network.prunable if self._widths)
+        narrow = all(group.channels <= self.units[group.name] for group in network.prunable if self.units)
         return narrow and self._within_size(network.cost)
 
     def _within_size(self, cost: NetworkCost) -> bool:

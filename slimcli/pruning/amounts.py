@@ -51,11 +51,11 @@ class Fixed:
 
     def filters(self, group: ChannelGroup, weights: Mapping[str, Tensor] | None = None) -> int:
         """How many of the group's units go now: where one has several channels, as many as hold those asked for."""
-        if self._share:
-            wanted = max(1, math.ceil(round(self._share * group.channels, 9)))
-        else:
-            wanted = math.ceil(self._counts[group.name] / group.per_unit)
-        return min(wanted, group.channels // 2)
+        return min(math.ceil(self.asked(group) / group.per_unit), group.channels // 2)
+
+    def asked(self, group: ChannelGroup) -> int:
+        """How many of its channels should go now, if nothing but the amount had a say."""
+        return max(1, math.ceil(round(self._share * group.width, 9))) if self._share else self._counts[group.name]
 
     def weights(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
         """The share of each layer's living weights, rounded down."""

@@ -8,8 +8,7 @@ network is right.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,10 +111,11 @@ class _Probe:
                 norm.weight.copy_(1 + norm.weight.abs())
             norm.momentum = None  # cumulative: the statistics become those of the probe images
             norm.reset_running_stats()
+        self._model.eval()
+        for norm in norms:
+            norm.train()  # these alone: what a network does in training only (dropout, auxiliary heads) is not what is pruned
         if norms:
-            self._model.train()
-            with _deterministic_dropout(self._model):
-                self._model(self._images)
+            self._model(self._images)
         self._model.eval()
 
     def faults(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
@@ -244,12 +244,3 @@ def _walk(
     for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor):
             visit(OUTPUT, leaf)
-
-
-@contextmanager
-def _deterministic_dropout(model: nn.Module) -> Iterator[None]:
-    """Dropout layers off while the rest of the network is in training mode."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
-    yield

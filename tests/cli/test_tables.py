@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slimcli.cli import tables
 from slimcli.records import JsonDict
@@ -23,6 +25,32 @@ def test_each_step_of_a_recipe_has_a_line(capsys: pytest.CaptureFixture[str]) ->
     assert "91.25 %" in out
     assert "2 min" in out
     assert "fell short" not in out
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "c0", "c1"]), min_size=1, max_size=3).map(".".join), max_size=8, unique=True))
+def test_names_in_short_stand_for_the_same_names(names: list[str]) -> None:
+    written = tables.in_short(names)
+    assert sorted(expanded for part in split(written) for expanded in braces(part)) == sorted(names)
+
+
+def split(written: str) -> list[str]:
+    return written.split(", ") if written else []
+
+
+def braces(text: str) -> list[str]:
+    """As a shell expands them."""
+    if "{" not in text:
+        return [text]
+    before, rest = text.split("{", 1)
+    choices, after = rest.split("}", 1)
+    return [before + choice + after for choice in choices.split(",")]
+
+
+def test_names_in_short_by_example() -> None:
+    assert (
+        tables.in_short(["conv1", "layer1.0.conv2", "layer1.1.conv2", "layer2.conv2"])
+        == "conv1, layer1.{0,1}.conv2, layer2.conv2"
+    )
 
 
 def test_a_step_that_fell_short_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from slimcli.networks import resolve
 from slimcli.pipeline.plan import ITERATIONS_USED_UP, NO_CHANNEL, STEP_TOO_SMALL, WAYS_OUT, Plan
 from slimcli.pipeline.state import Network
 from slimcli.settings import PruneSettings
+from tests import tiny
 from tests.shrinking import dense, pruned, without
 
 SHAPE = (1, 28, 28)
@@ -49,6 +50,24 @@ def test_both_budgets_are_met() -> None:
     network = pruned(DENSE, Plan.of(PruneSettings(amount="10%", macs=0.5, params=0.5), DENSE, SHAPE), SHAPE)
     assert network.cost.macs <= 0.5 * DENSE.cost.macs
     assert network.cost.params <= 0.5 * DENSE.cost.params
+
+
+def test_where_groups_give_something_else_than_was_asked_for_it_is_said() -> None:
+    network = dense(tiny.Grouped(), tiny.SHAPE)
+    assert Plan.of(PruneSettings(amount="2"), network, tiny.SHAPE).forced(network) == []
+    assert Plan.of(PruneSettings(amount="3", widths=(3, 4, 6)), network, tiny.SHAPE).forced(network) == [
+        "a (and 1 more) loses 4 of 8 channels in an iteration, not 3: 2 of its channels go together",
+        "a keeps 4 channels, not 3: 2 of its channels go together",
+    ]
+    assert Plan.of(PruneSettings(amount="5"), network, tiny.SHAPE).forced(network)[-1] == (
+        "c loses 3 of 6 channels in an iteration, not 5: no more than half of a group goes at once"
+    )
+
+
+def test_widths_in_channels_hold_for_units_of_several() -> None:
+    network = dense(tiny.Grouped(), tiny.SHAPE)
+    end = pruned(network, Plan.of(PruneSettings(amount="2", widths=(3, 4, 6)), network, tiny.SHAPE), tiny.SHAPE)
+    assert [group.width for group in end.prunable] == [4, 4, 6]
 
 
 def test_widths_beyond_the_dense_ones_are_refused() -> None:
