@@ -99,9 +99,9 @@ def main() -> None:
 
     def distance(kind: str, now: flow.Flow, then: flow.Flow, held: masks.Masks | None = None) -> float:
         if kind == "gf":
-            now, then = flow.filter_gradients(now, held), flow.filter_gradients(then, held)
+            now, then = (flow.filter_gradients(model, each, held) for each in (now, then))
         elif held is not None:
-            now, then = (surviving(each, masks.dead_filters(held)) for each in (now, then))
+            now, then = (surviving(each, masks.dead_filters(model, held)) for each in (now, then))
         return gap(now, then).total
 
     dense = measured(model)

@@ -6,11 +6,13 @@ to a layer's output. With these the tests zero channels by hand, without asking 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils._pytree import tree_leaves
 
 from slimcli.networks.resnet import CifarResNet
 
@@ -156,6 +158,74 @@ class Transposed(Tiny):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.b(F.relu(self.up(F.relu(self.a(x)))))).mean((2, 3)))
+
+
+class Hourglass(Tiny):
+    """A small U-Net: a transposed conv leads back up to where a shortcut is concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.up, self.last, self.fc = nn.ConvTranspose2d(6, 5, 2, 2), nn.Conv2d(9, 5, 1), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.down(x))
+        x = torch.cat([F.relu(self.up(F.relu(self.deep(F.max_pool2d(x, 2))))), x], 1)
+        return self.fc(F.relu(self.last(x)).mean((2, 3)))
+
+
+class Signal(Tiny):
+    """Convs over one dimension."""
+
+    norms: ClassVar = {"a": ("bn", 0)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn, self.b = nn.Conv1d(3, 6, 5), nn.BatchNorm1d(6), nn.Conv1d(6, 5, 3)
+        self.fc = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(F.relu(self.bn(self.a(x.flatten(2)))))).mean(2))
+
+
+class Volume(Tiny):
+    """Convs over three dimensions."""
+
+    norms: ClassVar = {"a": ("bn", 0)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn, self.b = nn.Conv3d(3, 6, 3, padding=1), nn.BatchNorm3d(6), nn.Conv3d(6, 5, 1)
+        self.fc = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.a(x.reshape(len(x), 3, 4, 4, 4))))
+        return self.fc(F.relu(self.b(x)).mean((2, 3, 4)))
+
+
+class TwoHeads(Tiny):
+    """Two outputs, by name and as a pair: each branch has its own classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3)
+        self.fc, self.map = nn.Linear(5, 4), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.a(x))
+        return {"classes": self.fc(F.relu(self.b(x)).mean((2, 3))), "maps": (self.map(x), None)}
+
+
+class Parametrized(Tiny):
+    """The weight of one conv is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 3), weight_norm(nn.Conv2d(6, 5, 3)), nn.Conv2d(5, 4, 3)
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.c(F.relu(self.b(F.relu(self.a(x)))))).mean((2, 3)))
 
 
 class Sloped(Tiny):
@@ -322,3 +392,8 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
 def images(count: int = 4, seed: int = 1, shape: tuple[int, ...] = SHAPE) -> Tensor:
     """Random images in float64."""
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def together(output: Any) -> Tensor:
+    """All tensors that a network gave, as one vector."""
+    return torch.cat([leaf.flatten() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])

@@ -38,14 +38,17 @@ def fraction_of(flag: str) -> Callable[[str], float]:
     return fraction
 
 
-def shape(text: str | None) -> tuple[int, int, int] | None:
+def shape(text: str | None) -> tuple[int, ...] | None:
     """`"3,32,32"` as (3, 32, 32); None stays None."""
     sides = numbers(text, "--input-shape", int)
     if sides is None:
         return None
-    if len(sides) != 3 or min(sides) < 1:
-        raise SettingsError(f"--input-shape {text!r} is no image shape", "give channels, height, width: 3,32,32")
-    return sides[0], sides[1], sides[2]
+    if not 2 <= len(sides) <= 4 or min(sides) < 1:
+        raise SettingsError(
+            f"--input-shape {text!r} is no shape of an image",
+            "give channels, height, width: 3,32,32 (a signal has channels and length, a volume one number more)",
+        )
+    return sides
 
 
 def settings(kind: type[S], flags: Mapping[str, Any]) -> S:

@@ -12,7 +12,7 @@ class Data:
     """A data set, split and ready: every choice is made on `held_out`, `test` is only reported."""
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None

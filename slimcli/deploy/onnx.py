@@ -22,7 +22,8 @@ from torch import Tensor, nn
 import slimcli
 from slimcli.disk import write_atomically
 from slimcli.errors import InputError, ParityError
-from slimcli.networks.cost import count, layers_of
+from slimcli.networks.cost import count
+from slimcli.networks.layers import layers_of
 
 INPUT, OUTPUT = "input", "logits"
 

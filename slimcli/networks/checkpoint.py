@@ -45,7 +45,7 @@ class Checkpoint:
     state_dict: dict[str, Tensor]
     arch: str
     classes: int
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     data: JsonDict = field(default_factory=dict)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from slimcli.networks.layers import filters, layers_of
 from slimcli.networks.modes import evaluating
 from slimcli.records import LayerCost, NetworkCost
 
@@ -35,18 +36,10 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> NetworkCost:
         LayerCost(
             name=name,
             type=type(module).__name__,
-            filters=module.weight.shape[0],
+            filters=filters(module),
             macs=sum(flops.get(f"{root}.{name}" if name else root, {}).values()) // 2,
             params=sum(p.numel() for p in module.parameters()),
         )
         for name, module in layers_of(model).items()
     )
     return NetworkCost(counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters()), layers)
-
-
-Layer = nn.Conv2d | nn.Linear
-
-
-def layers_of(model: nn.Module) -> dict[str, Layer]:
-    """Every conv and linear layer by its name, in definition order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}

@@ -18,7 +18,7 @@ from slimcli.errors import ArchError, suggest
 from slimcli.foreign import load_callable
 from slimcli.networks import ARCHS
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 _FORM = re.compile(r"(?:(?P<family>.*?\.py|[^()]*):)?(?P<name>[\w.-]*)(?:\((?P<arguments>.*)\))?", re.DOTALL)

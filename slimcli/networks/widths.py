@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import by_filter, filters, layers_of
 from slimcli.networks.shortcut import ChannelPad
 
 
@@ -37,6 +38,7 @@ def fresh(network: nn.Module, like: Mapping[str, Tensor]) -> None:
     own) would have drawn for the narrow layer.
     """
     drawn = {key: value.clone() for key, value in network.state_dict().items()}
+    before = {name: filters(layer) for name, layer in layers_of(network).items()}
     take(network, like)
     state = network.state_dict()
     shortcuts = {f"{name}.selects": module for name, module in network.named_modules() if isinstance(module, ChannelPad)}
@@ -46,23 +48,23 @@ def fresh(network: nn.Module, like: Mapping[str, Tensor]) -> None:
         else:
             value.copy_(drawn[key][tuple(slice(size) for size in value.shape)])
     for name, layer in layers_of(network).items():
-        reads, read = layer.weight[0].numel(), drawn[f"{name}.weight"][0].numel()
+        reads, read = by_filter(layer)[0].numel(), drawn[f"{name}.weight"].numel() // before[name]
         for parameter in (layer.weight, layer.bias):
             if parameter is not None:
                 parameter.data.mul_((read / reads) ** 0.5)
 
 
 def _resize(module: nn.Module, shape: torch.Size) -> None:
-    filters = shape[0]
-    if isinstance(module, nn.Conv2d):
+    width = shape[0]
+    if isinstance(module, _ConvTransposeNd):
         if module.groups == module.in_channels > 1:  # depthwise
             module.groups = shape[0]
-        module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
-    elif isinstance(module, nn.ConvTranspose2d):
+        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+        width = module.out_channels
+    elif isinstance(module, _ConvNd):
         if module.groups == module.in_channels > 1:
             module.groups = shape[0]
-        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
-        filters = module.out_channels
+        module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape
     elif isinstance(module, nn.PReLU):
@@ -72,7 +74,7 @@ def _resize(module: nn.Module, shape: torch.Size) -> None:
     weight = module.weight
     module.weight = nn.Parameter(weight.new_empty(shape))
     if getattr(module, "bias", None) is not None:
-        module.bias = nn.Parameter(weight.new_empty(filters))
+        module.bias = nn.Parameter(weight.new_empty(width))
 
 
 def _resize_norm(module: nn.modules.batchnorm._NormBase, like: Tensor | None) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from slimcli.data.loaders import Data
-from slimcli.networks.cost import count, layers_of
+from slimcli.networks.cost import count
+from slimcli.networks.layers import by_filter, filters, layers_of
 from slimcli.pipeline.state import Network
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory, filter_norms
@@ -56,7 +57,7 @@ def choose(
 def member_weights(model: nn.Module, group: ChannelGroup) -> list[Tensor]:
     """Each member's weights (units, fan-in), in the order of the group's units."""
     layers = layers_of(model)
-    return [layers[m.layer].weight.detach().cpu().flatten(1)[list(m.channels)] for m in group.members]
+    return [by_filter(layers[m.layer]).detach().cpu().flatten(1)[list(m.channels)] for m in group.members]
 
 
 def objective_for(network: Network, choices: list[Choice], settings: PruneSettings, input_shape: Sequence[int]) -> Objective:
@@ -137,10 +138,10 @@ def dead_units(network: Network, images: Iterator[Tensor], input_shape: Sequence
 
 def remove(network: Network, removal: Mapping[str, Sequence[int]], input_shape: Sequence[int], linear: bool) -> None:
     """Take the units out of the network, in place, and tell its history, groups and costs."""
-    widths = {name: layer.weight.shape[0] for name, layer in layers_of(network.model).items()}
-    for layer, filters in surgery.remove(network.model, input_shape, removal).items():
-        network.history.keep(layer, filters)
-        network.removed[layer] = also_removed(network.removed.get(layer, []), widths[layer], filters)
+    widths = {name: filters(layer) for name, layer in layers_of(network.model).items()}
+    for name, kept in surgery.remove(network.model, input_shape, removal).items():
+        network.history.keep(name, kept)
+        network.removed[name] = also_removed(network.removed.get(name, []), widths[name], kept)
     groups = found_again(network.groups, surgery.find_groups(network.model, input_shape, linear))
     network.reshaped(groups, count(network.model, input_shape))
 

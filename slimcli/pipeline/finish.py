@@ -14,7 +14,7 @@ from slimcli.environment import environment
 from slimcli.errors import ParityError
 from slimcli.networks import checkpoint
 from slimcli.networks.checkpoint import Checkpoint
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import filters, layers_of
 from slimcli.pipeline.decisions import also_removed
 from slimcli.pipeline.deploy import bench_run, describe, export_both, first_images
 from slimcli.pipeline.origins import Origins
@@ -169,7 +169,7 @@ def _removed(subject: Subject, network: Network) -> dict[str, list[int]]:
     merged = {layer: list(gone) for layer, gone in subject.checkpoint.removed.items()}
     layers = layers_of(subject.model)
     for layer, gone in network.removed.items():
-        width = layers[layer].weight.shape[0]
+        width = filters(layers[layer])
         merged[layer] = also_removed(merged.get(layer, []), width, [c for c in range(width) if c not in set(gone)])
     return merged
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimcli.data.loaders import Data
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import layers_of
 from slimcli.networks.modes import channels_last
 from slimcli.pipeline.origins import Origins
 from slimcli.pipeline.state import Network
@@ -66,8 +66,9 @@ class Watch:
     def _living(self, network: Network, now: flow.Flow, other: flow.Flow) -> tuple[flow.Flow, flow.Flow]:
         """Both without what the network's masks have left nothing of."""
         if self._settings.stop == "gf":
-            return flow.filter_gradients(now, network.masks), flow.filter_gradients(other, network.masks)
-        dead = masks.dead_filters(network.masks or {})
+            model = network.model
+            return flow.filter_gradients(model, now, network.masks), flow.filter_gradients(model, other, network.masks)
+        dead = masks.dead_filters(network.model, network.masks or {})
         return surviving(now, dead), surviving(other, dead)
 
     def _surviving(self, removed: Mapping[str, Sequence[int]]) -> dict[Any, Tensor]:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from slimcli.data.loaders import Data
 from slimcli.errors import ArchError, SettingsError
 from slimcli.networks.cost import count
+from slimcli.networks.layers import layers_of, owns_weight
 from slimcli.pipeline.decisions import found_again
 from slimcli.pipeline.origins import UNKNOWN, Known, Origins
 from slimcli.pipeline.plan import Plan
@@ -55,6 +56,12 @@ def start(
     if settings.penalty == "scales" and not any(isinstance(m, _BatchNorm) and m.affine for m in model.modules()):
         raise ArchError(f"{settings.arch or 'the network'} has no batch norm whose scales could shrink", "use --penalty none")
     if settings.granularity == "weight":
+        for name, layer in layers_of(network.model).items():
+            if not owns_weight(layer):
+                raise ArchError(
+                    f"the weight of {name} is computed (weight norm or another parametrization), so it cannot be masked",
+                    "remove the parametrization first, or use --granularity filter",
+                )
         network.masks = masks.of(network.model)
     state = State(network, network, torch.Generator().manual_seed(settings.seed).get_state())
     plan = Plan.of(settings, network, data.shape)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from slimcli.errors import SettingsError
-from slimcli.networks.cost import count, layers_of
+from slimcli.networks.cost import count
+from slimcli.networks.layers import by_filter, layers_of
 from slimcli.pipeline.state import Network
 from slimcli.pruning import masks, surgery
 from slimcli.pruning.amounts import ADAPTIVE, Adaptive, Amount, Fixed, per_group
@@ -93,7 +94,7 @@ class Plan:
 
 
 def _weights(network: Network) -> dict[str, Tensor]:
-    return {name: layer.weight.detach() for name, layer in layers_of(network.model).items()}
+    return {name: by_filter(layer).detach() for name, layer in layers_of(network.model).items()}
 
 
 class Budget:

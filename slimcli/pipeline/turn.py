@@ -219,7 +219,7 @@ class Turn:
         network, shape = copy.deepcopy(state.kept), self.work.data.shape
         assert network.masks is not None
         taken: Counter[str] = Counter()
-        while dead := masks.dead_units(network.masks, network.wirings(shape)):
+        while dead := masks.dead_units(network.model, network.masks, network.wirings(shape)):
             network.masks = masks.after_removal(network.model, shape, network.masks, dead)
             remove(network, dead, shape, self.work.settings.linear)
             taken.update({name: len(units) for name, units in dead.items()})

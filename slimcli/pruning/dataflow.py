@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from slimcli.errors import ArchError
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import layers_of
 from slimcli.networks.modes import evaluating, same_random_numbers
 from slimcli.pruning.graph import cannot_run
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcli.errors import FlowError
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import by_filter, layers_of
 from slimcli.networks.modes import evaluating, same_random_numbers
 from slimcli.pruning.dataflow import consecutive
 from slimcli.settings import FLOW_FORMS
@@ -84,7 +84,7 @@ def gradient_flow(
     It is the gradient of the mean cross-entropy over all images of `batches` (images, labels), times the layer's mask where
     `masks` has one by its name. Otherwise as `information_flow`.
     """
-    return filter_gradients(gradients(model, batches, total=total), masks)
+    return filter_gradients(model, gradients(model, batches, total=total), masks)
 
 
 def gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, total: Sum = _alone) -> dict[str, Tensor]:
@@ -121,11 +121,15 @@ def gradients_of_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tenso
             yield {name: each for name, each in zip(weights, found, strict=True) if each is not None}, len(labels)
 
 
-def filter_gradients(gradients: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Of gradients (masked, where there are masks) the Euclidean norm of each filter's, by layer."""
+def filter_gradients(
+    model: nn.Module, gradients: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Of gradients by the model's weights (masked, where there are masks) the Euclidean norm of each filter's, by layer."""
+    layers = layers_of(model)
     masked = {name: gradient * masks[name] if masks and name in masks else gradient for name, gradient in gradients.items()}
     return {
-        name: torch.linalg.vector_norm(gradient.double().flatten(1), dim=1).float().cpu() for name, gradient in masked.items()
+        name: torch.linalg.vector_norm(by_filter(layers[name], gradient).double().flatten(1), dim=1).float().cpu()
+        for name, gradient in masked.items()
     }
 
 
@@ -221,7 +225,7 @@ def _watched(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[
 
     def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, _: Any, output: Tensor) -> None:
-            positions = (2, 3) if isinstance(module, nn.Conv2d) else tuple(range(1, output.ndim - 1))
+            positions = tuple(range(1, output.ndim - 1) if isinstance(module, nn.Linear) else range(2, output.ndim))
             output = output if output.dtype == torch.float64 else output.float()
             outputs.setdefault(name, []).append(output.mean(positions) if positions else output)
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch_pruning._helpers import _HybridIndex
 from torch_pruning.dependency import index_mapping
 
 from slimcli.errors import ArchError
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import filters, layers_of
 from slimcli.networks.modes import evaluating
 from slimcli.networks.shortcut import ChannelPad
 
@@ -80,7 +80,7 @@ class Graph:
                     forward_fn=lambda network, inputs: network(*inputs),  # left out, an error would be tried away and lost
                     customized_pruners={ChannelPad: _ChannelPadPruner()},
                     # An operation behind the last layer is what torch-pruning marks as the network's output.
-                    output_transform=lambda output: tree_map_only(Tensor, lambda tensor: tensor * 1, output),
+                    output_transform=lambda output: [leaf * 1 for leaf in tree_leaves(output) if isinstance(leaf, Tensor)],
                     verbose=False,
                 )
         finally:
@@ -90,7 +90,7 @@ class Graph:
     def units(self, root: str) -> int:
         """How many units the layer has."""
         if root not in self._units:
-            channels = self.layers[root].weight.shape[0]
+            channels = filters(self.layers[root])
             stretches = {_groups_of(item.module) for item in self._reached(root, range(channels), channels)}
             together = math.lcm(*stretches)
             self._units[root] = channels // together if channels % together == 0 else channels
@@ -99,7 +99,7 @@ class Graph:
     def group(self, root: str, units: Sequence[int]) -> list[Item]:
         """What goes with these units of the layer `root`."""
         count = self.units(root)
-        channels = self.layers[root].weight.shape[0]
+        channels = filters(self.layers[root])
         return self._reached(root, [start + unit for start in range(0, channels, count) for unit in units], count)
 
     def _reached(self, root: str, channels: Sequence[int], count: int) -> list[Item]:
@@ -157,6 +157,10 @@ class Graph:
         readers = [node.module for node in self.graph.module2node[module].outputs]
         alone = len(readers) == 1 and isinstance(readers[0], nn.modules.batchnorm._BatchNorm)
         return readers[0] if alone else None
+
+    def touched(self, items: Sequence[Item]) -> list[nn.Module]:
+        """The network's modules that lose channels."""
+        return [item.module for item in items if item.module in self.names]
 
     @staticmethod
     def has_loose_parameters(items: Sequence[Item]) -> bool:

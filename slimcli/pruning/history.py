@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from slimcli.disk import write_atomically
 from slimcli.errors import CheckpointError, SettingsError
 from slimcli.networks import checkpoint
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import by_filter, filters, layers_of
 from slimcli.records import ChannelGroup
 from slimcli.settings import NORMS
 
@@ -20,7 +20,7 @@ _ORDERS = {"l1": 1, "l2": 2}
 
 
 def filter_norms(weight: Tensor, norm: str = "l1") -> Tensor:
-    """One norm per output channel of a conv or linear weight (Eq. 4); float64, so that finite weights have finite norms.
+    """One norm per filter of a weight of shape (filters, ...) (Eq. 4); float64, so that finite weights have finite norms.
 
     Differentiable. l1 is the sum of absolute weights, l2 the Euclidean norm.
     """
@@ -70,7 +70,7 @@ class NormHistory:
         source = model if model is not None else self._model
         if source is None:
             raise SettingsError("this history watches no model", "pass the model to record()")
-        self._append({name: module.weight for name, module in layers_of(_unwrapped(source)).items()})
+        self._append({name: by_filter(layer) for name, layer in layers_of(_unwrapped(source)).items()})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copied = type(self)(norm=self.norm)  # without the watched model: a copy belongs to a copy of it
@@ -124,7 +124,7 @@ class NormHistory:
 
         Raises `CheckpointError` where a file does not belong to the network `like`.
         """
-        widths = {name: module.weight.shape for name, module in layers_of(like).items()}
+        layers = layers_of(like)
         history = cls(norm=norm)
         for path in map(Path, paths):
             content = checkpoint.read(path)
@@ -134,20 +134,22 @@ class NormHistory:
                     raise CheckpointError(f"{path} has {history.norm} norms, not {norm}", f"use --norm {history.norm}")
                 continue
             state = checkpoint.without_wrapper(checkpoint.state_dict_in(path, content), like.state_dict())
-            weights = {name: state.get(f"{name}.weight") for name in widths}
-            odd = next((n for n, w in weights.items() if w is None or w.shape != widths[n] or not _is_finite(w)), None)
+            weights = {name: state.get(f"{name}.weight") for name in layers}
+            odd = next(
+                (n for n, w in weights.items() if w is None or w.shape != layers[n].weight.shape or not _is_finite(w)), None
+            )
             if odd is not None:
                 raise CheckpointError(
                     f"{path} is no epoch of this network: {odd}.weight is missing, not finite or of another shape",
                     "check the list",
                 )
-            history._append({name: weight for name, weight in weights.items() if weight is not None})
+            history._append({name: by_filter(layers[name], weight) for name, weight in weights.items() if weight is not None})
         history.check_fits(like)
         return history
 
     def check_fits(self, model: nn.Module) -> None:
         """Raise `CheckpointError` unless there is a column for every filter of the model."""
-        for name, module in layers_of(model).items():
+        for name, layer in layers_of(model).items():
             rows = self.layers.get(name)
-            if rows is None or rows.shape[1] != module.weight.shape[0]:
+            if rows is None or rows.shape[1] != filters(layer):
                 raise CheckpointError(f"the history does not belong to this network: it does not fit {name}", "check --history")

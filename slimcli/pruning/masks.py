@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import Layer, by_filter, layers_of
 from slimcli.pruning import surgery
 from slimcli.records import Wiring
 
@@ -41,9 +42,10 @@ def survivors(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor
     return {name: layers[name].weight.detach()[mask] for name, mask in masks.items()}
 
 
-def dead_filters(masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
+def dead_filters(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, list[int]]:
     """The filters of each layer that have no living weight left."""
-    return {name: (~mask.flatten(1).any(1)).nonzero().flatten().tolist() for name, mask in masks.items()}
+    layers = layers_of(model)
+    return {n: (~by_filter(layers[n], mask).flatten(1).any(1)).nonzero().flatten().tolist() for n, mask in masks.items()}
 
 
 @torch.no_grad()
@@ -93,14 +95,15 @@ def held(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
             handle.remove()
 
 
-def dead_units(masks: Mapping[str, Tensor], wirings: Mapping[str, Wiring]) -> dict[str, tuple[int, ...]]:
+def dead_units(model: nn.Module, masks: Mapping[str, Tensor], wirings: Mapping[str, Wiring]) -> dict[str, tuple[int, ...]]:
     """For each group the units that no living weight makes, or none reads; one unit always stays. Taking them out may leave
     others so.
 
     Only where all makers, or all readers, are layers with masks can that be known; and of units that also get something from
     elsewhere (`Wiring.fed`) not that nothing makes them.
     """
-    dead = {}
+    dead, layers = {}, layers_of(model)
+    made = {name: by_filter(layers[name], mask) for name, mask in masks.items()}
     for name, wiring in wirings.items():
         units, makers = range(len(wiring.kinds)), [maker for maker in wiring.makers if not maker.scales]
         unmade = {
@@ -109,14 +112,14 @@ def dead_units(masks: Mapping[str, Tensor], wirings: Mapping[str, Wiring]) -> di
             if unit not in wiring.fed
             and makers
             and all(maker.module in masks for maker in makers)
-            and not any(masks[maker.module][list(maker.rows[unit])].any() for maker in makers)
+            and not any(made[maker.module][list(maker.rows[unit])].any() for maker in makers)
         }
         unread = {
             unit
             for unit in units
             if wiring.readers
             and all(reader.module in masks for reader in wiring.readers)
-            and not any(_columns(masks[reader.module], reader.inputs[unit]).any() for reader in wiring.readers)
+            and not any(_columns(layers[r.module], masks[r.module], r.inputs[unit]).any() for r in wiring.readers)
         }
         gone = sorted(unmade | unread)
         if len(gone) == len(wiring.kinds):
@@ -126,8 +129,10 @@ def dead_units(masks: Mapping[str, Tensor], wirings: Mapping[str, Wiring]) -> di
     return dead
 
 
-def _columns(mask: Tensor, channels: Sequence[int]) -> Tensor:
+def _columns(layer: Layer, mask: Tensor, channels: Sequence[int]) -> Tensor:
     """What belongs to these input channels. Grouped convs number theirs group by group: of those all groups' columns."""
+    if isinstance(layer, _ConvTransposeNd):
+        return mask[list(channels)]
     return mask.transpose(0, 1)[[channel % mask.shape[1] for channel in channels]]
 
 

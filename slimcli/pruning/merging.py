@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slimcli.networks.shortcut import ChannelPad
 from slimcli.pruning.wiring import listen
@@ -158,9 +159,11 @@ def _redirect(module: nn.Module, stays: int, goes: int, factor: float) -> None:
         module.merge_input(stays, goes, factor)
     elif isinstance(module, nn.Linear):
         module.weight[:, stays] += factor * module.weight[:, goes]
-    elif isinstance(module, nn.ConvTranspose2d) and module.groups == 1:
-        module.weight[stays] += factor * module.weight[goes]
-    elif isinstance(module, nn.Conv2d):
+    elif isinstance(module, _ConvTransposeNd):
+        width = module.weight.shape[0] // module.groups
+        if stays // width == goes // width:
+            module.weight[stays] += factor * module.weight[goes]
+    elif isinstance(module, _ConvNd):
         width, outputs = module.weight.shape[1], module.weight.shape[0] // module.groups
         if stays // width == goes // width:
             rows = slice(stays // width * outputs, (stays // width + 1) * outputs)
@@ -193,10 +196,12 @@ class _Rows:
 def _rows_of(model: nn.Module, maker: Maker, pairs: Sequence[Pair]) -> tuple[list[_Rows], list[_Rows]]:
     """A maker's trainable tensors at the pairs' units: those that must be equal, and its last parameters."""
     module = model.get_submodule(maker.module)
+    if isinstance(module, _ConvTransposeNd) and 1 < module.groups < module.out_channels:
+        return [], []  # no axis of its weight has the filters
     device = next(model.parameters()).device
     first, second = _indices(maker, tuple(pairs), device)
     own: list[Tensor] = [each for each in module.parameters(recurse=False) if each.requires_grad]
-    if isinstance(module, nn.ConvTranspose2d) and module.groups == 1:  # its weight has the outputs on the second axis
+    if isinstance(module, _ConvTransposeNd) and module.groups == 1:  # its weight has the outputs on the second axis
         own = [each.transpose(0, 1) if each.ndim > 1 else each for each in own]
     per_row = 1 + max(max(rows) for rows in maker.rows)
     own = [each for each in own if each.ndim and len(each) >= per_row]  # not PReLU's one slope for all channels

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from slimcli.errors import ArchError
-from slimcli.networks.cost import Layer, layers_of
+from slimcli.networks.layers import Layer, by_filter, filters, layers_of
 from slimcli.networks.modes import evaluating
 from slimcli.pruning.flow import gradients_of_batches
 from slimcli.pruning.history import filter_norms
@@ -53,11 +53,11 @@ def taylor(model: nn.Module, groups: Sequence[ChannelGroup], _: Mapping[str, Wir
     weights, over the group and over batches.
     """
     layers = layers_of(model)
-    sums = {name: torch.zeros(len(layer.weight), dtype=torch.float64) for name, layer in layers.items()}
+    sums = {name: torch.zeros(filters(layer), dtype=torch.float64) for name, layer in layers.items()}
     for gradients, images in gradients_of_batches(model, batches()):
         for name, gradient in gradients.items():
             product = layers[name].weight.detach().double() * gradient.double() / images
-            sums[name] += product.square().flatten(1).sum(1).cpu()
+            sums[name] += by_filter(layers[name], product).square().flatten(1).sum(1).cpu()
     return [torch.stack([sums[member.layer][list(member.channels)] for member in group.members]).sum(0) for group in groups]
 
 
@@ -66,7 +66,7 @@ def feature_map_ranks(
     model: nn.Module, groups: Sequence[ChannelGroup], wirings: Mapping[str, Wiring], batches: Batches
 ) -> list[Tensor]:
     """HRank (arXiv:2002.10179): the rank of each filter's feature map, behind its batch norm and clamped at 0 as ReLU does,
-    summed over images and over the group; of equal ranks the lower norm is less. Linear layers have no maps, only norms.
+    summed over images and over the group; of equal ranks the lower norm is less. Layers without maps (linear) have only norms.
     """
     layers = layers_of(model)
     ranks: dict[str, Tensor] = {}
@@ -82,7 +82,7 @@ def feature_map_ranks(
     handles = [
         watch(model.get_submodule(maker.norm or name), name)
         for name, maker in makers.items()
-        if isinstance(layers.get(name), nn.Conv2d)
+        if isinstance(layers.get(name), nn.Conv2d | nn.ConvTranspose2d)
     ]
     try:
         with evaluating(model):
@@ -96,7 +96,7 @@ def feature_map_ranks(
 
 def _of_group(group: ChannelGroup, layers: Mapping[str, Layer], ranks: Mapping[str, Tensor]) -> Tensor:
     """Ranks (whole numbers) and less than 1 of norms, summed over the group's members."""
-    norms = torch.stack([filter_norms(layers[m.layer].weight.detach().cpu())[list(m.channels)] for m in group.members]).sum(0)
+    norms = torch.stack([filter_norms(by_filter(layers[m.layer]).detach().cpu())[list(m.channels)] for m in group.members]).sum(0)
     whole = [ranks[member.layer][list(member.channels)] for member in group.members if member.layer in ranks]
     return sum(whole, norms / (norms.max() + 1))
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import nn
 
 from slimcli.errors import SettingsError, suggest
-from slimcli.networks.cost import Layer
+from slimcli.networks.layers import Layer, filters, owns_weight
 from slimcli.pruning.graph import Graph, cannot_run
 from slimcli.records import ChannelGroup, Member
 
@@ -60,6 +60,8 @@ def find_groups(model: nn.Module, input_shape: Sequence[int], linear: bool = Fal
             reason = "the network's output"
         elif kind := graph.normalised_over(tied):
             reason = f"{kind} over its channels: without some of them the others change"
+        elif computed := [graph.names[module] for module in graph.touched(tied) if not owns_weight(module)]:
+            reason = f"the weight of {computed[0]} is computed (weight norm or another parametrization): remove that first"
         elif not one_to_one:
             reason = "its channels are not tied one to one"
         elif units == 1:
@@ -72,7 +74,7 @@ def find_groups(model: nn.Module, input_shape: Sequence[int], linear: bool = Fal
 
 
 def _alone(name: str, layer: Layer, reason: str) -> ChannelGroup:
-    channels = layer.weight.shape[0]
+    channels = filters(layer)
     return ChannelGroup(name, (Member(name, tuple(range(channels))),), channels, False, reason)
 
 
@@ -127,7 +129,7 @@ def remove(model: nn.Module, input_shape: Sequence[int], removal: Removal) -> di
     for module, own, _ in graph.outputs(items):
         gone.setdefault(graph.names[module], set()).update(own)
     kept = {
-        name: [channel for channel in range(layer.weight.shape[0]) if channel not in gone[name]]
+        name: [channel for channel in range(filters(layer)) if channel not in gone[name]]
         for name, layer in graph.layers.items()
         if name in gone
     }

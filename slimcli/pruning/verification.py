@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import layers_of
 from slimcli.pruning import surgery
 from slimcli.pruning.dataflow import OUTPUT, sources_of
 from slimcli.pruning.graph import Graph, cannot_run

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slimcli.networks.layers import by_filter, layers_of
+
 Norms = Callable[[Tensor], Tensor]
 Penalty = Callable[[nn.Module], Tensor]
 Constraint = Callable[[nn.Module, int, int], None]
@@ -88,8 +90,9 @@ def correlation(model: nn.Module, pairs: Sequence[TiedPair], norms: Norms) -> Te
     reference = next(model.parameters())
     total = torch.zeros((), dtype=torch.float64, device=reference.device)
     members = torch.tensor([len(pair.members) for pair in pairs], device=reference.device)
+    layers = layers_of(model)
     for layer, (index, first, second) in _by_layer(tuple(pairs), reference.device).items():
-        weights: Tensor = model.get_submodule(layer).weight.flatten(1).double()  # type: ignore[operator]
+        weights = by_filter(layers[layer]).flatten(1).double()
         rows = F.normalize(weights - weights.mean(1, keepdim=True), dim=1)
         total = total + ((rows[first] * rows[second]).sum(1).abs() / members[index]).sum()
     return (-total / max(1, len(pairs))).exp()
@@ -105,9 +108,9 @@ def _gaps(model: nn.Module, pairs: Sequence[TiedPair], norms: Norms) -> tuple[Te
     """For each pair: the sum of its members' absolute norm differences, and half the sum of its norms (floored)."""
     reference = next(model.parameters())
     gaps = torch.zeros(len(pairs), dtype=torch.float64, device=reference.device)
-    sizes = torch.zeros_like(gaps)
+    sizes, layers = torch.zeros_like(gaps), layers_of(model)
     for layer, (index, first, second) in _by_layer(tuple(pairs), reference.device).items():
-        values = norms(model.get_submodule(layer).weight)  # type: ignore[arg-type]
+        values = norms(by_filter(layers[layer]))
         gaps = gaps.index_add(0, index, (values[first] - values[second]).abs())
         floor = values.mean().clamp(min=1e-6) / 10
         sizes = sizes.index_add(0, index, ((values[first] + values[second]) / 2).clamp(min=floor))

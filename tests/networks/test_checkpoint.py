@@ -55,7 +55,7 @@ def of(model: nn.Module, arch: str, classes: int = 4, shape: tuple[int, int, int
 
 @torch.no_grad()
 def outputs(model: nn.Module, shape: tuple[int, ...] = tiny.SHAPE) -> Tensor:
-    return model.eval()(torch.randn(3, *shape, generator=torch.Generator().manual_seed(5)))
+    return tiny.together(model.eval()(torch.randn(3, *shape, generator=torch.Generator().manual_seed(5))))
 
 
 def settled(model: nn.Module, shape: tuple[int, ...] = tiny.SHAPE) -> nn.Module:

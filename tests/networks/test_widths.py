@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slimcli.networks import resolve, widths
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import layers_of
 from slimcli.pruning import surgery
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import slimcli
 from slimcli.errors import ArchError, CheckpointError, DivergedError, FlowError, SettingsError
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import layers_of
 from slimcli.pipeline import job
 from slimcli.pipeline.decisions import remove
 from slimcli.pipeline.looks import Watch, rule_of

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from slimcli.errors import ArchError, FlowError
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import layers_of
 from slimcli.pruning import surgery
 from slimcli.pruning.dataflow import consecutive
 from slimcli.pruning.flow import gradient_flow, information_flow

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from slimcli.errors import CheckpointError, InputError, SettingsError
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import layers_of
 from slimcli.pruning.history import NormHistory, filter_norms
 from slimcli.records import ChannelGroup, Member
 from tests import tiny

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import layers_of
 from slimcli.pruning import masks, surgery
 from slimcli.pruning.wiring import wiring_of
 from tests import tiny
@@ -114,6 +114,8 @@ def killed(model: nn.Module, made: dict[str, list[int]], read: dict[str, list[in
         (tiny.Residual, {"stem": [2], "b": [2]}, {}, {"stem": (2,)}),
         (tiny.Residual, {}, {"a": [3], "c": [3], "short": [3]}, {"stem": (3,)}),
         (tiny.OptionA, {"layer2.0.conv2": [0, 9]}, {}, {"layer2.0.conv2": (0,)}),  # 9 is also copied from the stage before
+        (tiny.Transposed, {"up": [3]}, {}, {"a": (3,)}),  # its first axis has the inputs
+        (tiny.Transposed, {}, {"up": [1]}, {"up": (1,)}),
         (tiny.Concat, {"a": [2]}, {}, {"a": (2,)}),  # a batch norm over both branches only scales
     ],
 )
@@ -122,7 +124,7 @@ def test_dead_units_are_those_that_nothing_makes_or_nothing_reads(
 ) -> None:
     model = network()
     groups = [group for group in surgery.find_groups(model, tiny.SHAPE) if group.prunable]
-    assert masks.dead_units(killed(model, made, read), wiring_of(model, tiny.SHAPE, groups)) == dead
+    assert masks.dead_units(model, killed(model, made, read), wiring_of(model, tiny.SHAPE, groups)) == dead
 
 
 def test_masks_go_with_their_weights_through_surgery() -> None:

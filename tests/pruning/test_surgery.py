@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from slimcli.errors import ArchError, SettingsError
 from slimcli.networks import resolve
-from slimcli.networks.cost import layers_of
+from slimcli.networks.layers import layers_of
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
 from slimcli.pruning.verification import verify
@@ -33,7 +33,12 @@ CERTAIN = {
     tiny.Grouped: {"a", "b", "c"},
     tiny.Gated: {"a", "squeeze", "b"},
     tiny.Twice: {"a"},
-    tiny.Transposed: {"a", "b"},
+    tiny.Transposed: {"a", "up", "b"},
+    tiny.Hourglass: {"down", "deep", "up", "last"},
+    tiny.Signal: {"a", "b"},
+    tiny.Volume: {"a", "b"},
+    tiny.TwoHeads: {"a", "b"},
+    tiny.Parametrized: {"c"},
     tiny.Sloped: {"a", "c"},
     tiny.Unscaled: {"a", "b"},
     tiny.Sigmoid: {"b"},
@@ -54,6 +59,7 @@ IMPOSSIBLE = {
     tiny.GroupNormed: {"a"},
     tiny.FixedView: {"b"},
     tiny.PaddedShortcut: {"stem"},
+    tiny.Parametrized: {"a", "b"},
 }
 
 NETWORKS = pytest.mark.parametrize("network", CERTAIN, ids=lambda network: network.__name__)
@@ -75,7 +81,7 @@ def zeroed(model: Any, groups: Sequence[ChannelGroup], removal: Mapping[str, Seq
         for member in group.members if group.name in removal else ():
             channels = [member.channels[unit] for unit in removal[group.name]]
             layer = dead.get_submodule(member.layer)
-            layer.weight[channels] = 0
+            layer.weight[(slice(None), channels) if isinstance(layer, nn.ConvTranspose2d) else channels] = 0
             if layer.bias is not None:
                 layer.bias[channels] = 0
             if member.layer in getattr(dead, "norms", {}):
@@ -93,7 +99,7 @@ def zeroed(model: Any, groups: Sequence[ChannelGroup], removal: Mapping[str, Seq
 
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    return model.eval()(inputs)
+    return tiny.together(model.eval()(inputs))
 
 
 def assert_removal_is_zeroing(model: nn.Module, groups: Sequence[ChannelGroup], removal: Mapping[str, Sequence[int]]) -> None:

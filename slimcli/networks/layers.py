@@ -1,0 +1,34 @@
+"""The layers whose filters can be removed: convolutions of every dimension, transposed ones too, and linear layers."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+Layer = _ConvNd | nn.Linear
+
+
+def layers_of(model: nn.Module) -> dict[str, Layer]:
+    """Every conv and linear layer by its name, in definition order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
+
+
+def owns_weight(module: nn.Module) -> bool:
+    """Whether the module's weight (or None) is a parameter of its own, not computed by a parametrization or a hook."""
+    return not hasattr(module, "weight") or "weight" in module._parameters
+
+
+def filters(layer: Layer) -> int:
+    """How many output channels the layer has."""
+    return layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
+
+
+def by_filter(layer: Layer, values: Tensor | None = None) -> Tensor:
+    """The layer's weight, or `values` of its shape, as (filters, ...).
+
+    A transposed conv has its inputs on the first axis, and behind them the filters of the group that each of them belongs to.
+    """
+    values = layer.weight if values is None else values
+    if isinstance(layer, _ConvTransposeNd):
+        return values.reshape(layer.groups, -1, *values.shape[1:]).transpose(1, 2).flatten(0, 1)
+    return values
