@@ -17,17 +17,17 @@ _EXPORTS = {
     "export_onnx": "slimcli.deploy.onnx",
     "gradient_flow": "slimcli.pruning.flow",
     "information_flow": "slimcli.pruning.flow",
-    "load": "slimcli.api",
+    "load": "slimcli.networks.loading",
     "pq_index": "slimcli.pruning.sparsity",
     "prune": "slimcli.api",
 }
 
 if TYPE_CHECKING:
-    from slimcli.api import load as load
     from slimcli.api import prune as prune
     from slimcli.deploy.bench import bench as bench
     from slimcli.deploy.onnx import export_onnx as export_onnx
     from slimcli.networks.cost import count as count
+    from slimcli.networks.loading import load as load
     from slimcli.pruning.flow import gradient_flow as gradient_flow
     from slimcli.pruning.flow import information_flow as information_flow
     from slimcli.pruning.history import NormHistory as NormHistory

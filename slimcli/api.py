@@ -1,11 +1,10 @@
-"""What `import slimcli` offers beside the wings' own functions."""
+"""`slimcli.prune`: the whole loop in memory."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,6 @@ from torch import nn
 from slimcli.data.loaders import Data
 from slimcli.data.sources import open_data
 from slimcli.errors import ArchError, DivergedError
-from slimcli.networks import checkpoint
 from slimcli.pipeline.origins import Known, builder
 from slimcli.pipeline.outset import start
 from slimcli.pipeline.prune import Loop
@@ -21,28 +19,23 @@ from slimcli.pipeline.subject import check_takes
 from slimcli.pipeline.work import Work
 from slimcli.pruning import methods
 from slimcli.pruning.history import NormHistory
-from slimcli.records import Iteration, NetworkCost, Score
+from slimcli.records import ChannelGroup, Iteration, NetworkCost, Score
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import Engine
 
 
-def load(path: str | Path, arch: str | None = None) -> nn.Module:
-    """The network in a checkpoint, in eval mode; a foreign checkpoint wants its `arch`.
-
-    No code in the file is run. Raises `slimcli.errors.CheckpointError` or `ArchError`.
-    """
-    return checkpoint.load(path, arch).build()
-
-
 @dataclass(frozen=True)
 class Pruned:
-    """A slim network and how it was reached; `score` is its accuracy on the test split."""
+    """A slim network and how it was reached; `score` is its accuracy on the test split, `groups` are those of the dense network
+    (with the reason of each that may lose nothing), `removed` the output channels that each of its layers lost.
+    """
 
     model: nn.Module
     score: Score
     cost: NetworkCost
     iterations: tuple[Iteration, ...]
     removed: dict[str, list[int]]
+    groups: tuple[ChannelGroup, ...]
     history: NormHistory
     budget_met: bool
 
@@ -72,7 +65,8 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
     past = Known(build=_builder_of(network, resolved.arch, data) if resolved.arch else None)
     resolved = replace(resolved, arch=type(model).__name__)
     engine.group.launch()
-    outcome = Loop(Work(*start(network, data, known, resolved, past), data, resolved, engine)).run()
+    state, plan, origins = start(network, data, known, resolved, past)
+    outcome = Loop(Work(state, plan, origins, data, resolved, engine)).run()
     score = engine.evaluate(outcome.network.model, data.test)
     engine.group.part()
     if outcome.diverged:
@@ -83,6 +77,7 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
         outcome.network.cost,
         outcome.iterations,
         outcome.network.removed,
+        origins.groups,
         outcome.network.history,
         outcome.budget_met,
     )

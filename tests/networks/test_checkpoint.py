@@ -8,6 +8,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -89,6 +91,27 @@ def test_a_slim_network_comes_back_bit_by_bit(tmp_path: Path, network: type[nn.M
     assert again.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
     assert [repr(module) for module in again.modules()] == [repr(module) for module in model.modules()]
+
+
+def test_a_slim_network_loads_where_torch_pruning_is_missing(tmp_path: Path) -> None:
+    """Bit by bit the same, in a fresh process."""
+    shape = (3, 32, 32)
+    model = settled(resolve.build("resnet20-cifar", 10, shape), shape)
+    surgery.remove(model, shape, {"conv1": [3], "layer2.0.conv2": [0, 20], "layer3.1.conv1": [5]})
+    checkpoint.save(tmp_path / "slim.pt", of(model, "resnet20-cifar", 10, shape))
+    inputs = torch.randn(2, *shape)
+    with torch.no_grad():
+        torch.save((inputs, model(inputs)), tmp_path / "expected.pt")
+    code = f"""
+import sys, torch
+torch.set_num_threads({torch.get_num_threads()})
+sys.modules["torch_pruning"] = None  # an import of it fails
+import slimcli
+inputs, expected = torch.load("expected.pt")
+with torch.no_grad():
+    sys.exit(0 if torch.equal(slimcli.load("slim.pt")(inputs), expected) else "other outputs")
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
 
 
 @pytest.mark.parametrize(
