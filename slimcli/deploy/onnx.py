@@ -59,10 +59,9 @@ def export_onnx(
     try:
         proto = _exported(network, images)
     except Exception as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        raise ParityError(
-            f"the network cannot be exported to ONNX ({type(error).__name__}: {first_line[:120]})", "--debug shows where"
-        ) from error
+        reason = _reason(error)
+        hint = "where computed values decide, use torch.where, not if" if "data-dependent" in reason else "--debug shows where"
+        raise ParityError(f"the network cannot be exported to ONNX ({reason})", hint) from error
     onnx.helper.set_model_props(proto, _metadata(network, images, metadata or {}))
     result: list[Export] = []
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +94,14 @@ def _exported(network: nn.Module, images: Tensor) -> onnx.ModelProto:
     ):
         del part.metadata_props[:]
     return proto
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what lies at the bottom of an error: the exporter wraps it in advice on its own steps."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line[:160]}"
 
 
 @contextmanager

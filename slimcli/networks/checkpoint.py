@@ -8,6 +8,7 @@ the shapes in its state dict.
 
 from __future__ import annotations
 
+import difflib
 import io
 import pickle
 import shlex
@@ -30,6 +31,8 @@ FORMAT = "slimcli-checkpoint-1"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and `torch.compile` put before every key."""
+_MOST_KEYS = 40
+"""How many keys of a kind are listed where a state dict does not fit."""
 _ELSEWHERE = {
     ".onnx": "an ONNX file",
     ".pt2": "an exported program (.pt2)",
@@ -288,7 +291,7 @@ def _foreign(path: Path, state: dict[str, Tensor], arch: str, shape: resolve.Sha
     input_shape = shape or (ARCHS[name].input_shape if name in ARCHS else (3, 224, 224))
     weights = [value for value in state.values() if value.ndim >= 2]
     first = next((value for value in weights if value.ndim == 4), None)
-    if first is not None:
+    if first is not None and shape is None:
         input_shape = (first.shape[1], *input_shape[1:])
     classes = weights[-1].shape[0] if weights else 0
     return Checkpoint(state, arch, classes, input_shape, path=str(path), foreign=True)
@@ -318,8 +321,10 @@ def _load_weights(network: nn.Module, state: dict[str, Tensor], complaint: str) 
         for key, value in state.items()
         if key in expected and key not in fitting
     ]
+    nearest = {key: difflib.get_close_matches(key, surplus, n=1, cutoff=0.8) for key in missing}
+    missing = [f"{key} (is it {near[0]}?)" if near else key for key, near in nearest.items()]
     faults = [
-        f"{what}: {', '.join(keys[:6])}{f' and {len(keys) - 6} more' if len(keys) > 6 else ''}"
+        f"{what}: {', '.join(keys[:_MOST_KEYS])}{f' and {len(keys) - _MOST_KEYS} more' if len(keys) > _MOST_KEYS else ''}"
         for what, keys in (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
         if keys
     ]

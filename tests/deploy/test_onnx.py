@@ -82,6 +82,21 @@ def test_a_file_with_the_dense_shapes_is_not_left(
     assert list(tmp_path.iterdir()) == []
 
 
+class _Branching(nn.Module):
+    """What it does depends on what it computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) * (2 if x.mean() > 0 else 3)
+
+
+def test_control_flow_that_depends_on_values_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="data-dependent") as caught:
+        export_onnx(_Branching(), tmp_path / "m.onnx", torch.randn(4, 1, 3, 3))
+    assert "torch.where" in caught.value.hint
+    assert "\x1b" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_logits_that_are_not_finite_are_no_parity(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
     with torch.no_grad():

@@ -93,6 +93,21 @@ def test_a_slim_network_comes_back_bit_by_bit(tmp_path: Path, network: type[nn.M
     assert [repr(module) for module in again.modules()] == [repr(module) for module in model.modules()]
 
 
+def test_keys_that_do_not_fit_are_all_named_and_the_nearest_ones_suggested(tmp_path: Path) -> None:
+    state = tiny.Chain().state_dict()
+    state["convv2.bias"] = state.pop("conv2.bias")
+    state["fc1.weight"] = torch.zeros(2, 3)
+    torch.save(state, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=r"missing: conv2.bias \(is it convv2.bias\?\); surplus: convv2.bias; .*fc1.weight"):
+        checkpoint.load(tmp_path / "odd.pt", "tests.tiny:Chain", input_shape=tiny.SHAPE).build()
+
+
+def test_a_shape_that_was_given_is_not_changed(tmp_path: Path) -> None:
+    torch.save(tiny.Chain().state_dict(), tmp_path / "chain.pt")
+    assert checkpoint.load(tmp_path / "chain.pt", "tests.tiny:Chain", input_shape=(1, 8, 8)).input_shape == (1, 8, 8)
+    assert checkpoint.load(tmp_path / "chain.pt", "tests.tiny:Chain").input_shape[0] == 3
+
+
 def test_a_slim_network_loads_where_torch_pruning_is_missing(tmp_path: Path) -> None:
     """Bit by bit the same, in a fresh process."""
     shape = (3, 32, 32)
