@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench clean hooks
+.PHONY: demo test test-slow lint bench zoo clean hooks
 
 demo: $(VENV)/.installed  ## the main job on the built-in data
 	$(BIN)/slim prune --method hbfp models/lenet5-digits.pt
@@ -20,6 +20,9 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev  ## ratios, each measured side by side in one run
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+zoo: $(VENV)/.installed-dev  ## every classification network of torchvision, pruned and proven: hours, goes on where it stopped
+	$(BIN)/python benchmarks/zoo.py
 
 hooks: $(VENV)/.installed-dev
 	$(BIN)/pre-commit install

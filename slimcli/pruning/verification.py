@@ -26,6 +26,9 @@ NARROWED, MOST = 6, 12
 """Trials (one forward pass of each network) after which no more is done to tell the guilty among the suspected, and after which
 whatever has not been found right stays as it is."""
 
+IMAGES = 4
+"""On how many random images a removal is compared with zeroing."""
+
 _REMOVAL = "the removal"
 
 
@@ -78,7 +81,7 @@ class _Probe:
     def __init__(self, model: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]) -> None:
         self._input_shape = input_shape
         self._generator = torch.Generator().manual_seed(0)
-        self._images = torch.randn(4, *input_shape, generator=self._generator, dtype=torch.float64)
+        self._images = torch.randn(IMAGES, *input_shape, generator=self._generator, dtype=torch.float64)
         self._model = copy.deepcopy(model).cpu().double()
         self._randomise()
         self._graph = Graph(self._model, input_shape)
