@@ -176,7 +176,7 @@ class Graph:
     def normalised_over(items: Sequence[Item]) -> str:
         """The kind of module that normalises over the channels: what it computes of the others changes when some go."""
         kinds = (type(item.module) for item in items)
-        return next((kind.__name__ for kind in kinds if issubclass(kind, nn.LayerNorm | nn.GroupNorm | nn.LocalResponseNorm)), "")
+        return next((kind.__name__ for kind in kinds if issubclass(kind, nn.LayerNorm | nn.GroupNorm)), "")
 
 
 @contextmanager

@@ -196,6 +196,8 @@ class _Probe:
 
         try:
             _walk(slim, self._images, compare)
+            if calls < len(expected):
+                raise RuntimeError("an output is missing")
         except Exception as error:
             before = expected[min(calls, len(expected) - 1)][0]  # it broke on the way to this layer
             trial.reached.add(before)
