@@ -1,4 +1,7 @@
-"""What finding and verifying a network's groups costs, in forward passes of the images that it is checked on. In turn."""
+"""What finding and verifying a network's groups costs, in forward passes of the images that it is checked on. In turn.
+
+python benchmarks/bench_verification.py resnet18      # or without a name: all of `ARCHS`
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def main() -> int:
     torch.set_num_threads(1)
     images = torch.randn(IMAGES, *SHAPE, dtype=torch.float64)
     met = True
-    for arch in ARCHS:
+    for arch in sys.argv[1:] or ARCHS:
         model = resolve.build(f"torchvision:{arch}", 1000, SHAPE).eval()
         forward, check = [], []
         for number in range(ROUNDS + 1):

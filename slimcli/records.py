@@ -73,6 +73,11 @@ class ChannelGroup:
         return sum(member.layer == self.members[0].layer for member in self.members)
 
     @property
+    def least(self) -> int:
+        """How many units must stay. A conv whose groups have one channel each is a depthwise one, tied in another way."""
+        return 1 if self.per_unit == 1 else 2
+
+    @property
     def width(self) -> int:
         """Channels of the first layer."""
         return self.channels * self.per_unit

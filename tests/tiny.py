@@ -123,6 +123,69 @@ class Grouped(Tiny):
         return self.fc(x.mean((2, 3)))
 
 
+class GroupedConcat(Tiny):
+    """A conv in two groups, each of which reads one of two branches: neither can lose channels alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        self.both, self.c, self.fc = nn.Conv2d(16, 16, 3, groups=2), nn.Conv2d(16, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.both(F.relu(torch.cat([self.a(x), self.b(x)], 1))))
+        return self.fc(F.relu(self.c(x)).mean((2, 3)))
+
+
+class Multiplied(Tiny):
+    """A depthwise conv with three filters for each channel that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.deep, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 12, 3, groups=4), nn.Conv2d(12, 6, 3)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.c(F.relu(self.deep(F.relu(self.a(x)))))).mean((2, 3)))
+
+
+class GatedHalves(Tiny):
+    """One half of a layer's channels gates the other half: two channels are one unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.a(x).chunk(2, 1)
+        return self.fc(F.relu(self.b(left * torch.tanh(right))).mean((2, 3)))
+
+
+class CrossStage(Tiny):
+    """One half of a layer's channels is passed on, the other goes through a conv; then they are concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 3), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(12, 6, 3)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = F.relu(self.a(x)).chunk(2, 1)
+        return self.fc(F.relu(self.c(torch.cat([left, F.relu(self.b(right))], 1))).mean((2, 3)))
+
+
+class SummedHalves(Tiny):
+    """Each half of a layer's channels goes through its own conv: the split is only right where both lose as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = F.relu(self.a(x)).chunk(2, 1)
+        return self.fc(F.relu(self.left(left) + self.right(right)).mean((2, 3)))
+
+
 class Gated(Tiny):
     """Squeeze and excitation: a branch scales the channels that it reads."""
 

@@ -57,12 +57,12 @@ def fresh(network: nn.Module, like: Mapping[str, Tensor]) -> None:
 def _resize(module: nn.Module, shape: torch.Size) -> None:
     width = shape[0]
     if isinstance(module, _ConvTransposeNd):
-        if module.groups == module.in_channels > 1:  # depthwise
+        if module.groups == module.in_channels == module.out_channels > 1:  # depthwise
             module.groups = shape[0]
         module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
         width = module.out_channels
     elif isinstance(module, _ConvNd):
-        if module.groups == module.in_channels > 1:
+        if module.groups == module.in_channels == module.out_channels > 1:
             module.groups = shape[0]
         module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
     elif isinstance(module, nn.Linear):

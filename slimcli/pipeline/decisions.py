@@ -148,8 +148,10 @@ def remove(network: Network, removal: Mapping[str, Sequence[int]], input_shape: 
 
 def found_again(verified: Sequence[ChannelGroup], found: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
     """The groups of the present network, prunable where those of the same name were found so."""
-    verdicts = {group.name: (group.prunable, group.reason) for group in verified}
-    return tuple(replace(group, prunable=verdicts[group.name][0], reason=verdicts[group.name][1]) for group in found)
+    verdicts = {(group.name, group.layers, group.per_unit): (group.prunable, group.reason) for group in verified}
+    changed = False, "it is another group than the one that was verified"
+    of = {group: verdicts.get((group.name, group.layers, group.per_unit), changed) for group in found}
+    return tuple(replace(group, prunable=of[group][0], reason=of[group][1]) for group in found)
 
 
 def examples_of(network: Network, choices: list[Choice], removal: Mapping[str, Sequence[int]]) -> list[JsonDict]:

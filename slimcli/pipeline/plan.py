@@ -111,7 +111,7 @@ class Budget:
                     f"--widths asks for {wanted} channels of {group.name}, which has {group.width}", "give no more than it has"
                 )
         groups = dense.prunable if self.widths else ()
-        self.units = {group.name: math.ceil(self.widths[group.name] / group.per_unit) for group in groups}
+        self.units = {group.name: max(group.least, math.ceil(self.widths[group.name] / group.per_unit)) for group in groups}
         """The same in units, none narrower than was asked for."""
 
     def check_possible(self, dense: Network) -> None:
@@ -119,7 +119,7 @@ class Budget:
         asked = {key: share for key in ("macs", "params") if (share := getattr(self._settings, key)) is not None}
         if not asked:
             return
-        least = self._cost_after({group.name: group.channels - 1 for group in dense.prunable}, dense)
+        least = self._cost_after({group.name: group.channels - group.least for group in dense.prunable}, dense)
         for key, share in asked.items():
             smallest = getattr(least, key) / getattr(self.dense_cost, key)
             if smallest > share:
@@ -178,7 +178,7 @@ class Budget:
 
     def leaves_any(self, network: Network) -> bool:
         """Whether a group could still lose a channel and be no narrower than was asked for."""
-        return any(group.channels > self.units.get(group.name, 1) for group in network.prunable)
+        return any(group.channels > self.units.get(group.name, group.least) for group in network.prunable)
 
     def _small_enough(self, network: Network) -> bool:
         narrow = all(group.channels <= self.units[group.name] for group in network.prunable if self.units)

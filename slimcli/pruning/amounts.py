@@ -51,7 +51,7 @@ class Fixed:
 
     def filters(self, group: ChannelGroup, weights: Mapping[str, Tensor] | None = None) -> int:
         """How many of the group's units go now: where one has several channels, as many as hold those asked for."""
-        return min(math.ceil(self.asked(group) / group.per_unit), group.channels // 2)
+        return max(0, min(math.ceil(self.asked(group) / group.per_unit), group.channels // 2, group.channels - group.least))
 
     def asked(self, group: ChannelGroup) -> int:
         """How many of its channels should go now, if nothing but the amount had a say."""
@@ -80,7 +80,9 @@ class Adaptive:
 
     def filters(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> int:
         """How many of the group's units go now."""
-        return min(math.floor(sap_share(self._members(group, weights), *self._step) * group.channels), group.channels - 1)
+        return min(
+            math.floor(sap_share(self._members(group, weights), *self._step) * group.channels), group.channels - group.least
+        )
 
     def shares(self, group: ChannelGroup, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """The share that SAP's step takes: `weights`, which counts, and `norms`, as it would be over the l2-norms of filters."""

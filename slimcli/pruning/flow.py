@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcli.errors import FlowError
-from slimcli.networks.layers import by_filter, layers_of
+from slimcli.networks.layers import by_filter, filters, layers_of
 from slimcli.networks.modes import evaluating, same_random_numbers
 from slimcli.pruning.dataflow import consecutive
 from slimcli.settings import FLOW_FORMS
@@ -143,8 +143,8 @@ class _Moments:
     def __init__(self, writers: Mapping[str, Sequence[str]], model: nn.Module) -> None:
         self.writers = writers
         self.layers = tuple(dict.fromkeys([*writers, *(name for names in writers.values() for name in names)]))
-        weights = {name: layer.weight for name, layer in layers_of(model).items()}
-        empty = {name: torch.zeros(len(weights[name]), dtype=torch.float64, device=weights[name].device) for name in self.layers}
+        layers, device = layers_of(model), next(model.parameters()).device
+        empty = {name: torch.zeros(filters(layers[name]), dtype=torch.float64, device=device) for name in self.layers}
         self._count = 0
         self._pivots: dict[str, Tensor] = {}
         self._sums, self._squares = dict(empty), dict(empty)

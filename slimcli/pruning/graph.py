@@ -65,7 +65,10 @@ class Graph:
         self.names = {module: name for name, module in model.named_modules()}
         self.layers = layers_of(model)
         self._units: dict[str, int] = {}
-        self._widest = max(max(layer.weight.shape[:2]) * getattr(layer, "groups", 1) for layer in self.layers.values())
+        self.joined: set[str] = set()
+        """Layers of which units were found to share a channel of something that depends on them."""
+        # A concatenation may be wider than any layer; what is far wider was not followed but made up.
+        self._widest = 4 * max(max(layer.weight.shape[:2]) * getattr(layer, "groups", 1) for layer in self.layers.values())
         reference = next(model.parameters())
         example = torch.zeros(2, *input_shape, device=reference.device, dtype=reference.dtype)
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
@@ -93,6 +96,7 @@ class Graph:
             channels = filters(self.layers[root])
             stretches = {_groups_of(item.module) for item in self._reached(root, range(channels), channels)}
             together = math.lcm(*stretches)
+            self.joined.discard(root)  # of channels, not of units
             self._units[root] = channels // together if channels % together == 0 else channels
         return self._units[root]
 
@@ -117,6 +121,8 @@ class Graph:
             dep, indices = ahead.pop()
             _, known = found.setdefault((dep.target, dep.handler), (dep, {}))
             new = [index for index in indices if index.idx not in known]
+            if any(known.get(index.idx, index.root_idx % count) != index.root_idx % count for index in indices):
+                self.joined.add(root)
             known.update((index.idx, index.root_idx % count) for index in new)
             for further in dep.target.dependencies if new else ():
                 if further.is_triggered_by(dep.handler):
@@ -151,6 +157,21 @@ class Graph:
             through = self.graph.is_out_channel_pruning_fn(item.dep.handler)  # a norm's channels are inputs and outputs
             if self.graph.is_in_channel_pruning_fn(item.dep.handler) and not through and item.module in self.names:
                 yield item.module, item.channels, item.units
+
+    def uneven(self, items: Sequence[Item]) -> str:
+        """The grouped conv, if any, that would not lose the channels with the same place in each of its groups with each unit."""
+        for item in items:
+            if (groups := _groups_of(item.module)) == 1:
+                continue
+            out = self.graph.is_out_channel_pruning_fn(item.dep.handler)
+            width = (item.module.out_channels if out else item.module.in_channels) // groups
+            of_unit: dict[int, list[tuple[int, int]]] = {}
+            for channel, unit in zip(item.channels, item.units, strict=True):
+                of_unit.setdefault(unit, []).append(divmod(channel, width))
+            for places in of_unit.values():
+                if sorted(group for group, _ in places) != list(range(groups)) or len({place for _, place in places}) > 1:
+                    return str(self.names.get(item.module))
+        return ""
 
     def norm_of(self, module: nn.Module) -> nn.Module | None:
         """The batch norm that alone reads the module's output."""

@@ -62,7 +62,9 @@ def find_groups(model: nn.Module, input_shape: Sequence[int], linear: bool = Fal
             reason = f"{kind} over its channels: without some of them the others change"
         elif computed := [graph.names[module] for module in graph.touched(tied) if not owns_weight(module)]:
             reason = f"the weight of {computed[0]} is computed (weight norm or another parametrization): remove that first"
-        elif not one_to_one:
+        elif uneven := graph.uneven(tied):
+            reason = f"its channels are not spread evenly over the groups of {uneven}"
+        elif not one_to_one or root in graph.joined:
             reason = "its channels are not tied one to one"
         elif units == 1:
             reason = "its channels can only go all together"

@@ -8,6 +8,7 @@ network is right.
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +23,10 @@ from slimcli.pruning.dataflow import OUTPUT, sources_of
 from slimcli.pruning.graph import Graph, cannot_run
 from slimcli.records import ChannelGroup
 
-NARROWED, MOST = 6, 12
+PARTS = 3
+"""How many different parts of the units are tried: all of them once, and some again."""
+
+NARROWED, MOST = 6, 15
 """Trials (one forward pass of each network) after which no more is done to tell the guilty among the suspected, and after which
 whatever has not been found right stays as it is."""
 
@@ -35,7 +39,7 @@ _REMOVAL = "the removal"
 def verify(model: nn.Module, input_shape: Sequence[int], groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
     """The same groups, those frozen (and the reason named) whose removal does not equal zeroing.
 
-    All prunable groups are tried together, half of each group's units and then the other half. Where a layer is wrong, the groups
+    All prunable groups are tried together, three different parts of each group's units. Where a layer is wrong, the groups
     that it reads or belongs to are told apart by further trials, as many as there is time for. The model is not touched.
     """
     try:
@@ -52,11 +56,11 @@ def verify(model: nn.Module, input_shape: Sequence[int], groups: Sequence[Channe
 
 @dataclass
 class _Suspicion:
-    """A layer that is wrong without one half of the units, what is wrong, and the groups of which one is to blame."""
+    """A layer that is wrong without one part of the units, what is wrong, and the groups of which one is to blame."""
 
     layer: str
     reason: str
-    half: int
+    part: int
     suspects: list[ChannelGroup]
 
 
@@ -128,21 +132,21 @@ class _Probe:
         if dead := [group for group in groups if self._alive.isdisjoint(group.layers)]:
             return {group.name: "zeroing its channels changes nothing, so removal cannot be checked" for group in dead}
         found: dict[str, _Suspicion] = {}
-        for half in (0, 1):
-            for layer, reason in self._trial(groups, half).wrong.items():
+        for part in range(PARTS):
+            for layer, reason in self._trial(groups, part).wrong.items():
                 near = [group for group in groups if group.name in self._near.get(layer, ())]
-                found.setdefault(layer, _Suspicion(layer, reason, half, near or list(groups)))
+                found.setdefault(layer, _Suspicion(layer, reason, part, near or list(groups)))
         while self._trials < NARROWED and any(len(each.suspects) > 1 for each in found.values()):
-            for half in (0, 1):
-                self._narrow([each for each in found.values() if each.half == half and len(each.suspects) > 1], half)
+            for part in range(PARTS):
+                self._narrow([each for each in found.values() if each.part == part and len(each.suspects) > 1], part)
         return {group.name: each.reason for each in found.values() for group in each.suspects}
 
-    def _narrow(self, suspicions: Sequence[_Suspicion], half: int) -> None:
+    def _narrow(self, suspicions: Sequence[_Suspicion], part: int) -> None:
         """Halve what is suspected for each layer, in one trial for all layers."""
         tried = {group.name: group for each in suspicions for group in each.suspects[: len(each.suspects) // 2]}
         if not tried:
             return
-        trial = self._trial(list(tried.values()), half)
+        trial = self._trial(list(tried.values()), part)
         for each in suspicions:
             inside = [group for group in each.suspects if group.name in tried]
             outside = [group for group in each.suspects if group.name not in tried]
@@ -152,27 +156,27 @@ class _Probe:
                 each.suspects = outside or inside
 
     @torch.no_grad()
-    def _trial(self, groups: Sequence[ChannelGroup], half: int) -> _Trial:
-        """Remove this half of the groups' units, and compare each layer with the dense network where they are zero.
+    def _trial(self, groups: Sequence[ChannelGroup], part: int) -> _Trial:
+        """Remove this part of the groups' units, and compare each layer with the dense network where they are zero.
 
-        The halves of a group are always the same ones, so that a fault found among many groups is found again among fewer.
+        The parts of a group are always the same ones, so that a fault found among many groups is found again among fewer.
         """
         self._trials += 1
-        removal = {group.name: _half(group, half) for group in groups}
+        removal = {group.name: _part(group, part) for group in groups}
         zeroed: dict[str, set[int]] = {}
-        for root, units in removal.items():
-            for module, own, _ in self._graph.outputs(self._graph.group(root, units)):
-                zeroed.setdefault(self._graph.names[module], set()).update(own)  # a module may belong to several groups
         expected: list[tuple[str, Tensor]] = []
 
         def keep(name: str, output: Tensor) -> Tensor:
             expected.append((name, output.clone()))  # an operation in place may follow
             return output
 
-        _walk(self._model, self._images, keep, zeroed)
         slim = copy.deepcopy(self._model)
-        trial = _Trial({}, set())
+        trial = _Trial({}, {_REMOVAL})
         try:
+            for root, units in removal.items():
+                for module, own, _ in self._graph.outputs(self._graph.group(root, units)):
+                    zeroed.setdefault(self._graph.names[module], set()).update(own)  # a module may belong to several groups
+            _walk(self._model, self._images, keep, zeroed)
             kept = surgery.remove(slim, self._input_shape, removal)
         except Exception as error:
             return _Trial({_REMOVAL: _breaks(error)}, {_REMOVAL})
@@ -205,9 +209,15 @@ class _Probe:
         return trial
 
 
-def _half(group: ChannelGroup, number: int) -> list[int]:
-    order = torch.randperm(group.channels, generator=torch.Generator().manual_seed(group.channels)).tolist()
-    return sorted(order[number::2])
+def _part(group: ChannelGroup, number: int) -> list[int]:
+    """One half of the group's units, drawn by its name, or the other; or the first ones, an odd number of them.
+
+    The last shows what depends on counts: a split down the middle goes wrong where one side loses more than the other.
+    """
+    if number == 2:
+        return list(range(max(1, group.channels // 4 * 2 - 1)))
+    generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()))
+    return sorted(torch.randperm(group.channels, generator=generator).tolist()[number::2])
 
 
 def _breaks(error: Exception) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimcli.errors import SettingsError
-from slimcli.networks import resolve
+from slimcli.networks import resolve, widths
 from slimcli.pipeline.plan import ITERATIONS_USED_UP, NO_CHANNEL, STEP_TOO_SMALL, WAYS_OUT, Plan
 from slimcli.pipeline.state import Network
 from slimcli.settings import PruneSettings
@@ -68,6 +69,20 @@ def test_widths_in_channels_hold_for_units_of_several() -> None:
     network = dense(tiny.Grouped(), tiny.SHAPE)
     end = pruned(network, Plan.of(PruneSettings(amount="2", widths=(3, 4, 6)), network, tiny.SHAPE), tiny.SHAPE)
     assert [group.width for group in end.prunable] == [4, 4, 6]
+
+
+@pytest.mark.parametrize("settings", [{"iterations": 6}, {"widths": (2, 2, 1)}], ids=str)
+def test_a_grouped_conv_keeps_two_channels_in_each_group_and_loads(settings: dict[str, Any]) -> None:
+    network = dense(tiny.Grouped(), tiny.SHAPE)
+    plan = Plan.of(PruneSettings(amount="50%", **settings), network, tiny.SHAPE)
+    while any((counts := plan.counts(network)).values()):
+        network = without(network, counts, tiny.SHAPE)
+    assert [group.width for group in network.prunable] == [4, 4, 1]
+    again = tiny.Grouped()
+    widths.take(again, network.model.state_dict())
+    again.load_state_dict(network.model.state_dict())
+    images = torch.randn(2, *tiny.SHAPE)
+    assert torch.equal(again(images), network.model(images))
 
 
 def test_widths_beyond_the_dense_ones_are_refused() -> None:

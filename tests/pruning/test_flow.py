@@ -26,7 +26,7 @@ from tests import tiny
 
 NETWORKS = pytest.mark.parametrize(
     "network",
-    [tiny.Chain, tiny.Residual, tiny.Depthwise, tiny.Concat, tiny.Grouped, tiny.Gated, tiny.Twice, tiny.OptionA],
+    [tiny.Chain, tiny.Residual, tiny.Depthwise, tiny.Concat, tiny.Grouped, tiny.Gated, tiny.Twice, tiny.OptionA, tiny.Hourglass],
     ids=lambda network: network.__name__,
 )
 

@@ -31,6 +31,11 @@ CERTAIN = {
     tiny.Concat: {"a", "b", "c"},
     tiny.ConcatDepthwise: {"c"},
     tiny.Grouped: {"a", "b", "c"},
+    tiny.GroupedConcat: {"both", "c"},
+    tiny.Multiplied: {"deep", "c"},
+    tiny.GatedHalves: {"b"},
+    tiny.CrossStage: {"c"},
+    tiny.SummedHalves: {"left"},
     tiny.Gated: {"a", "squeeze", "b"},
     tiny.Twice: {"a"},
     tiny.Transposed: {"a", "up", "b"},
@@ -60,6 +65,11 @@ IMPOSSIBLE = {
     tiny.FixedView: {"b"},
     tiny.PaddedShortcut: {"stem"},
     tiny.Parametrized: {"a", "b"},
+    tiny.GroupedConcat: {"a", "b"},
+    tiny.Multiplied: {"a"},
+    tiny.GatedHalves: {"a"},
+    tiny.CrossStage: {"a"},
+    tiny.SummedHalves: {"a"},
 }
 
 NETWORKS = pytest.mark.parametrize("network", CERTAIN, ids=lambda network: network.__name__)
