@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slimcli.cli import console
+from slimcli.cli import arguments, console
 from slimcli.cli import options as o
 from slimcli.errors import SettingsError
 
@@ -38,7 +38,9 @@ def bench(
     if run:
         result = deploy.bench_folder(run, **options)
     else:
-        result = deploy.bench_models(models or [], o.arch_of(arch, arch_arg), trust_pickle, o.shape(input_shape), **options)
+        result = deploy.bench_models(
+            models or [], arguments.arch_of(arch, arch_arg), trust_pickle, arguments.shape(input_shape), **options
+        )
     if json:
         console.print_json(result)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from slimcli.cli import console
+from slimcli.cli import arguments, console
 from slimcli.cli import options as o
 from slimcli.settings import DataSettings
 
@@ -25,14 +25,19 @@ def evaluate(
     debug: o.Debug = False,
 ) -> None:
     """Top-1 accuracy and loss on the test split; an ONNX file runs in onnxruntime."""
-    settings = o.settings(DataSettings, locals())
+    settings = arguments.settings(DataSettings, locals())
     from slimcli.pipeline import evaluate as pipeline
 
     if Path(model).suffix == ".onnx":
         score, notes = pipeline.evaluate_onnx(Path(model), settings, batch_size)
     else:
         score, notes = pipeline.evaluate_checkpoint(
-            model, settings, arch=o.arch_of(arch, arch_arg), trust_pickle=trust_pickle, batch_size=batch_size, device=device
+            model,
+            settings,
+            arch=arguments.arch_of(arch, arch_arg),
+            trust_pickle=trust_pickle,
+            batch_size=batch_size,
+            device=device,
         )
     for note in notes:
         console.remark(f"note: {note}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slimcli.cli import console
+from slimcli.cli import arguments, console
 from slimcli.cli import options as o
 from slimcli.errors import SettingsError
 from slimcli.settings import DataSettings
@@ -39,11 +39,11 @@ def export(
     target = out or Path(model).with_suffix(".onnx")
     if target.exists() and not overwrite:
         raise SettingsError(f"{target} exists", "name another file with -o, or pass --overwrite")
-    settings = o.settings(DataSettings, locals())
+    settings = arguments.settings(DataSettings, locals())
     from slimcli.networks import checkpoint
     from slimcli.pipeline.deploy import export_checkpoint
 
-    loaded = checkpoint.load(model, o.arch_of(arch, arch_arg), trust_pickle, o.shape(input_shape))
+    loaded = checkpoint.load(model, arguments.arch_of(arch, arch_arg), trust_pickle, arguments.shape(input_shape))
     done, images = export_checkpoint(loaded, target, settings, tolerance)
     if json:
         console.print_json(

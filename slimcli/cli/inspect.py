@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slimcli.cli import console
+from slimcli.cli import arguments, console
 from slimcli.cli import options as o
 
 
@@ -26,10 +26,10 @@ def inspect(
     from slimcli.pipeline.inspect import inspect as run
 
     if arch is None and not Path(model).exists():
-        model = o.arch_of(model, arch_arg)
+        model = arguments.arch_of(model, arch_arg)
     else:
-        arch = o.arch_of(arch, arch_arg)
-    result = run(model, arch, trust_pickle, linear, o.shape(input_shape))
+        arch = arguments.arch_of(arch, arch_arg)
+    result = run(model, arch, trust_pickle, linear, arguments.shape(input_shape))
     if json:
         console.print_json(result)
     else:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from slimcli.cli import console
+from slimcli.cli import arguments, console
 from slimcli.cli import options as o
 from slimcli.settings import PruneSettings
 
@@ -97,11 +97,11 @@ def prune(
     The run folder gets model.pt (the slim network), model.onnx, metrics.json, report.html, journal.jsonl, recipe.toml.
     """
     if resume is not None:
-        changes = o.given(context)
+        changes = arguments.given(context)
     else:
-        model = o.started(model, "MODEL", "prune")
-        arch = o.arch_of(arch, arch_arg)
-        settings = o.settings(PruneSettings, locals())
+        model = arguments.started(model, "MODEL", "prune")
+        arch = arguments.arch_of(arch, arch_arg)
+        settings = arguments.settings(PruneSettings, locals())
     from slimcli.cli import tables, terminal
     from slimcli.pipeline import job
 

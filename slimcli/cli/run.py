@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from slimcli.cli import console
+from slimcli.cli import arguments, console
 from slimcli.cli import options as o
 from slimcli.errors import SettingsError
 
@@ -46,7 +46,7 @@ def run(
             "--resume goes on in its own folder with its own recipe", "leave RECIPE.toml, -o, --overwrite and --seeds out"
         )
     if resume is None:
-        path = Path(o.started(str(recipe) if recipe else None, "RECIPE.toml", "run"))
+        path = Path(arguments.started(str(recipe) if recipe else None, "RECIPE.toml", "run"))
     from slimcli.cli import tables, terminal
     from slimcli.pipeline.recipe import resume_recipe, run_recipe
 
@@ -54,7 +54,7 @@ def run(
     if resume is not None:
         outcome = resume_recipe(resume, changes, progress, jobs)
     else:
-        outcome = run_recipe(path, out, progress, overwrite, changes, o.numbers(seeds, "--seeds", int), jobs)
+        outcome = run_recipe(path, out, progress, overwrite, changes, arguments.numbers(seeds, "--seeds", int), jobs)
     if outcome is None:
         return 0
     if json:

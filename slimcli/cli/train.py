@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from slimcli.cli import console
+from slimcli.cli import arguments, console
 from slimcli.cli import options as o
 from slimcli.rundir import RunDir, default_path
 from slimcli.settings import TrainSettings
@@ -58,10 +58,10 @@ def train(
     The run folder gets model.pt (weights, history, preprocessing, data), journal.jsonl, metrics.json and recipe.toml.
     """
     if resume is not None:
-        changes = o.given(context)
+        changes = arguments.given(context)
     else:
-        arch = o.arch_of(o.started(arch, "ARCH", "train"), arch_arg)
-        settings = o.settings(TrainSettings, locals())
+        arch = arguments.arch_of(arguments.started(arch, "ARCH", "train"), arch_arg)
+        settings = arguments.settings(TrainSettings, locals())
         folder = RunDir(out or default_path(arch, "train"))
     from slimcli.cli import terminal
     from slimcli.pipeline import train as training
