@@ -6,9 +6,10 @@
 
 Along SAP's iterations (p, q = 0.5, 1; single weights) the network is measured after each removal and each epoch of retraining,
 on the first N images for each N, and on all. A decision is the epoch at which the rule `if` (or `gf`) stops the retraining of an
-iteration, without an epsilon and for several (shares of the mean distance on all images), and the number of epochs that `flow`
-gives it; each N has its own dense flow. A study tells much only where many of the decisions on all images fall between the first
-and the last epoch: how many is printed.
+iteration, without an epsilon and for several, and the number of epochs that `flow` gives it. Each N has its own dense flow, and
+its own epsilons (the same shares of the mean distance on N images): a relative distance has another scale on another number of
+images, and who names an epsilon names it for the number that is used. A study tells much only where many of the decisions on all
+images fall between the first and the last epoch: how many is printed.
 """
 
 from __future__ import annotations
@@ -141,16 +142,17 @@ def main() -> None:
 
     print(f"\n{options.arch}, {data.name}, {data.train.samples} images, an epoch {epoch_seconds:.1f} s\n")
     whole = sizes[-1]
-    rules: dict[str, list[Rule]] = {}
+    means = {key: statistics.mean(look.distance or 0.0 for seen in looks for look in seen[key]) for key in seconds}
+    rules: dict[tuple[str, int], list[Rule]] = {
+        key: [FlowNoNearer(), *(FlowWithin(mean * factor) for factor in FACTORS)] for key, mean in means.items()
+    }
     for kind in KINDS:
-        mean = statistics.mean(look.distance or 0.0 for seen in looks for look in seen[kind, whole])
-        rules[kind] = [FlowNoNearer(), *(FlowWithin(mean * factor) for factor in FACTORS)]
-        stops = [stop(rule, seen[kind, whole]) for seen in looks for rule in rules[kind]]
+        stops = [stop(rule, seen[kind, whole]) for seen in looks for rule in rules[kind, whole]]
         one, never = stops.count(1), stops.count(options.epochs + 1)
         between = len(stops) - one - never
-        print(f"{kind}, on all images: {one} decisions for one epoch, {never} never met, {between} in between; mean {mean:.3f}")
-    print("\n| images | flow | mean error of the distance | decisions as on all | without epsilon | a look, of an epoch |")
-    print("| --- | --- | --- | --- | --- | --- |")
+        print(f"{kind}, on all images: {one} decisions for one epoch, {never} never met, {between} in between")
+    print("\n| images | flow | mean distance | its error | decisions as on all | without epsilon | a look, of an epoch |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for kind in KINDS:
         for count in sizes:
             errors = [
@@ -159,9 +161,16 @@ def main() -> None:
                 for own, exact in zip(seen[kind, count], seen[kind, whole], strict=True)
                 if own.distance is not None and exact.distance
             ]
-            same = [[stop(rule, seen[kind, count]) == stop(rule, seen[kind, whole]) for rule in rules[kind]] for seen in looks]
+            same = [
+                [
+                    stop(own, seen[kind, count]) == stop(exact, seen[kind, whole])
+                    for own, exact in zip(rules[kind, count], rules[kind, whole], strict=True)
+                ]
+                for seen in looks
+            ]
             print(
-                f"| {count:,} | {kind} | {statistics.mean(errors):.1%} | {sum(map(sum, same))} of {len(same) * len(rules[kind])} "
+                f"| {count:,} | {kind} | {means[kind, count]:.3f} | {statistics.mean(errors):.1%} "
+                f"| {sum(map(sum, same))} of {sum(map(len, same))} "
                 f"| {sum(first for first, *_ in same)} of {len(same)} | {seconds[kind, count] / epoch_seconds:.1%} |"
             )
     print("\nepochs that the rule flow gives out:\n")
