@@ -9,14 +9,114 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+JsonDict = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What networks are judged by: the name of the score, and whether more of it is better.
+
+    Top-1 accuracy is in percent, and what may be lost of it in points; of any other score, in percent of the dense network's.
+    """
+
+    name: str = "top1"
+    higher: bool = True
+
+    @property
+    def is_top1(self) -> bool:
+        """Whether it is accuracy: the only score that is known here, others are a user's."""
+        return self.name == "top1"
+
+    @property
+    def title(self) -> str:
+        """As a sentence names it."""
+        return "top-1" if self.is_top1 else self.name
+
+    @property
+    def unit(self) -> str:
+        """Behind a figure."""
+        return " %" if self.is_top1 else ""
+
+    @property
+    def axis(self) -> str:
+        """Beside an axis."""
+        return "top-1 (%)" if self.is_top1 else self.name
+
+    @property
+    def allowance(self) -> str:
+        """What an allowed loss is counted in."""
+        return "points" if self.is_top1 else f"% of {self.name}"
+
+    def figure(self, value: float) -> str:
+        """The figure alone."""
+        return f"{value:.2f}" if self.is_top1 else f"{value:.4g}"
+
+    def change(self, after: float, before: float) -> str:
+        """The difference, with its sign."""
+        return f"{after - before:+.2f}" if self.is_top1 else f"{after - before:+.3g}"
+
+    def gain(self, after: float, before: float) -> float:
+        """How much better it is after than before; negative for a loss."""
+        return after - before if self.higher else before - after
+
+    def limit(self, dense: float, allowed: float) -> float:
+        """The worst score that is allowed where the dense network has this one."""
+        loss = allowed if self.is_top1 else abs(dense) * allowed / 100
+        return dense - loss if self.higher else dense + loss
+
+
+TOP1 = Measure()
+
+SCORE_KEYS = ("score", "score_name", "higher_is_better")
+"""What stands beside `top1` in a record of a file where networks are judged by another score."""
+
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of one network on one split: top-1 in percent, mean cross-entropy, number of samples."""
+    """How one network does on one split: the value of the measure (top-1 in percent), mean loss, number of samples."""
 
-    top1: float
+    value: float
     loss: float
     samples: int
+    measure: Measure = TOP1
+
+    @property
+    def top1(self) -> float | None:
+        """Top-1 accuracy in percent; None where networks are judged by another score."""
+        return self.value if self.measure.is_top1 else None
+
+    def facts(self) -> JsonDict:
+        """As files and `--json` have it."""
+        known = told({"score": self.value, "loss": self.loss, "samples": self.samples}, self.measure)
+        if self.measure.is_top1:
+            return known
+        return known | {"score_name": self.measure.name, "higher_is_better": self.measure.higher}
+
+    @classmethod
+    def of(cls, facts: JsonDict) -> Score:
+        """What `facts` gave."""
+        return cls(value_of(facts), facts["loss"], facts["samples"], measure_of(facts))
+
+
+def told(record: JsonDict, measure: Measure) -> JsonDict:
+    """A record with its scores (`score`, `score_after_surgery`) under the names that files have: `top1`, `top1_after_surgery`.
+
+    Where networks are judged by another score than top-1, that stands beside it and top-1 is None.
+    """
+    names = {key: key.replace("score", "top1") for key in record if key in ("score", "score_after_surgery")}
+    if measure.is_top1:
+        return {names.get(key, key): value for key, value in record.items()}
+    return record | dict.fromkeys(names.values())
+
+
+def value_of(record: JsonDict, key: str = "score") -> Any:
+    """The score (or `score_after_surgery`) in a record of a file: top-1, or the one that stands beside it. None if not known."""
+    return record.get(key, record.get(key.replace("score", "top1")))
+
+
+def measure_of(facts: JsonDict) -> Measure:
+    """What the score in a record of a file is."""
+    return Measure(facts.get("score_name", "top1"), facts.get("higher_is_better", True))
 
 
 @dataclass(frozen=True)
@@ -41,6 +141,12 @@ class NetworkCost:
     def layer(self, name: str) -> LayerCost:
         """The layer of that name."""
         return next(layer for layer in self.layers if layer.name == name)
+
+
+def side_of(score: Score, cost: NetworkCost) -> JsonDict:
+    """A network's figures on the test split, as `metrics.json` has them under `dense` and `slim`."""
+    measured = {key: value for key, value in score.facts().items() if key != "samples"}
+    return measured | {"macs": cost.macs, "params": cost.params, "file_bytes": None}
 
 
 @dataclass(frozen=True)
@@ -137,7 +243,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Iteration:
-    """One turn of the loop, as `metrics.json` shows it. `top1` is measured on the held-out split.
+    """One turn of the loop, as `metrics.json` shows it (`told`). The score is measured on the held-out split.
 
     `removed` counts filters, or weights at that granularity; `remaining` is the share of the dense network's conv and linear
     weights that are left. `epochs` are those of its retraining, `stopped` says whether the stopping rule ended it before their
@@ -150,8 +256,8 @@ class Iteration:
     index: int
     macs: int
     params: int
-    top1: float
-    top1_after_surgery: float
+    score: float
+    score_after_surgery: float
     epochs: int
     removed: int
     seconds: float
@@ -170,12 +276,12 @@ class Trial:
     """A last retraining that was tried: where it started, its epochs, and what came of it on the held-out split.
 
     `continued`: it went on from the trial of that start that had done best. `lost`: its loss was, even with a lowered
-    learning rate; then there is no accuracy.
+    learning rate; then there is no score.
     """
 
     start: str
     epochs: int
-    top1: float
+    score: float
     loss: float
     continued: bool = False
     chosen: bool = False
@@ -222,6 +328,3 @@ class Loader(Protocol):
 
     def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `index`: normalised images (B, C, H, W) and labels (B,)."""
-
-
-JsonDict = dict[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from slimcli.cli import arguments, console
@@ -24,7 +23,7 @@ def evaluate(
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """Top-1 accuracy and loss on the test split; an ONNX file runs in onnxruntime."""
+    """Top-1 accuracy (or the data's own score) and loss on the test split; an ONNX file runs in onnxruntime."""
     settings = arguments.settings(DataSettings, locals())
     from slimcli.pipeline import evaluate as pipeline
 
@@ -42,6 +41,9 @@ def evaluate(
     for note in notes:
         console.remark(f"note: {note}")
     if json:
-        console.print_json(asdict(score))
+        console.print_json(score.facts())
     else:
-        console.echo(f"top-1 {score.top1:.2f} %, loss {score.loss:.4f}, {score.samples:,} images")
+        measure = score.measure
+        console.echo(
+            f"{measure.title} {measure.figure(score.value)}{measure.unit}, loss {score.loss:.4f}, {score.samples:,} images"
+        )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console, RenderableType
 from rich.table import Column, Table
 
-from slimcli.records import JsonDict
+from slimcli.records import JsonDict, measure_of, value_of
+from slimcli.report import formats
 from slimcli.report.formats import duration
 
 
@@ -26,11 +27,12 @@ def summary(metrics: JsonDict) -> Table:
         return _trained(metrics)
     dense, slim = metrics["dense"], metrics["slim"]
     table = _titled(metrics, metrics["method"], "dense", "slim", "change")
-    if slim["top1"] is not None:
-        table.add_row("top-1", *_top1(dense, slim))
+    title = measure_of(dense).title
+    if value_of(slim) is not None:
+        table.add_row(title, *_scores(dense, slim))
     else:
         table.caption = metrics["reason"]
-        table.add_row("top-1, held out", *_top1(metrics["held_out"]["dense"], metrics["held_out"]["slim"]))
+        table.add_row(f"{title}, held out", *_scores(metrics["held_out"]["dense"], metrics["held_out"]["slim"]))
     for label, key in (("MACs", "macs"), ("parameters", "params"), ("file size", "file_bytes")):
         if dense[key] and slim[key]:
             show = _size if key == "file_bytes" else _count
@@ -68,14 +70,16 @@ def plan(first: JsonDict) -> Table:
 
 def steps(done: Sequence[JsonDict]) -> Table:
     """What the steps of a recipe came to, one line a step."""
-    table = Table("step", *(Column(name, justify="right") for name in ("top-1", "MACs", "parameters", "epochs", "time")))
+    titles = {measure_of(step["metrics"]["dense"]).title for step in done}
+    score = titles.pop() if len(titles) == 1 else "score"
+    table = Table("step", *(Column(name, justify="right") for name in (score, "MACs", "parameters", "epochs", "time")))
     if any(step["shortfall"] for step in done):
         table.add_column("")
     for step in done:
         metrics = step["metrics"]
         network = metrics.get("slim", metrics["dense"])
         name = step["label"] + (f", seed {step['seed']}" if step.get("seed") is not None else "")
-        figures = f"{network['top1']:.2f} %", _count(network["macs"]), _count(network["params"]), str(metrics["epochs"])
+        figures = formats.score(network), _count(network["macs"]), _count(network["params"]), str(metrics["epochs"])
         table.add_row(name, *figures, duration(step["seconds"]), *(["fell short"] if step["shortfall"] else []))
     return table
 
@@ -83,8 +87,8 @@ def steps(done: Sequence[JsonDict]) -> Table:
 def _trained(metrics: JsonDict) -> Table:
     network = metrics["dense"]
     table = _titled(metrics, "trained", "network")
-    if network["top1"] is not None:
-        table.add_row("top-1", f"{network['top1']:.2f} %")
+    if value_of(network) is not None:
+        table.add_row(measure_of(network).title, formats.score(network))
     else:
         table.caption = metrics["reason"]
     for label, key in (("MACs", "macs"), ("parameters", "params")):
@@ -99,8 +103,8 @@ def _titled(metrics: JsonDict, done: str, *columns: str) -> Table:
     return table
 
 
-def _top1(dense: JsonDict, slim: JsonDict) -> tuple[str, str, str]:
-    return f"{dense['top1']:.2f} %", f"{slim['top1']:.2f} %", f"{slim['top1'] - dense['top1']:+.2f} points"
+def _scores(dense: JsonDict, slim: JsonDict) -> tuple[str, str, str]:
+    return formats.score(dense), formats.score(slim), formats.score_change(dense, slim)
 
 
 def latencies(result: JsonDict) -> Table:
@@ -121,7 +125,9 @@ def latencies(result: JsonDict) -> Table:
 def comparison(paths: list[str], metrics: list[JsonDict]) -> Table:
     """The table of `slim compare`."""
     table = Table()
-    for column in ("run", "method", "top-1", "change", "MACs kept", "parameters kept", "p50 latency"):
+    titles = {measure_of(run["dense"]).title for run in metrics}
+    score = titles.pop() if len(titles) == 1 else "score"
+    for column in ("run", "method", score, "change", "MACs kept", "parameters kept", "p50 latency"):
         table.add_column(column, justify="left" if column in ("run", "method") else "right")
     for path, run in zip(paths, metrics, strict=True):
         dense, slim = run["dense"], run["slim"]
@@ -129,8 +135,8 @@ def comparison(paths: list[str], metrics: list[JsonDict]) -> Table:
         table.add_row(
             path,
             run["method"],
-            "unfinished" if slim["top1"] is None else f"{slim['top1']:.2f} %",
-            "" if slim["top1"] is None else f"{slim['top1'] - dense['top1']:+.2f}",
+            "unfinished" if value_of(slim) is None else formats.score(slim),
+            "" if value_of(slim) is None else measure_of(dense).change(value_of(slim), value_of(dense)),
             f"{slim['macs'] / dense['macs']:.1%}",
             f"{slim['params'] / dense['params']:.1%}",
             f"{latency['p50']:.3f} ms" if latency else "-",

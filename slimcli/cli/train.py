@@ -65,6 +65,7 @@ def train(
         folder = RunDir(out or default_path(arch, "train"))
     from slimcli.cli import terminal
     from slimcli.pipeline import train as training
+    from slimcli.report import formats
 
     progress = terminal.Terminal()
     if resume is not None:
@@ -78,7 +79,7 @@ def train(
     else:
         dense = result.metrics["dense"]
         console.echo(
-            f"top-1 {dense['top1']:.2f} % (test), {result.metrics['held_out']['top1']:.2f} % (held out), "
+            f"{formats.scored(dense)} (test), {formats.score(result.metrics['held_out'])} (held out), "
             f"{dense['macs']:,} MACs, {dense['params']:,} parameters: {result.folder.model}"
         )
     return console.exit_code(result.shortfall)

@@ -13,6 +13,7 @@ import io
 import pickle
 import shlex
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,16 @@ def content_of(checkpoint: Checkpoint) -> dict[str, Any]:
 def at_rest(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of the tensors, on the CPU and contiguous."""
     return {key: value.detach().cpu().contiguous().clone() for key, value in state_dict.items()}
+
+
+def restore(network: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> Any:
+    """Load the tensors as ones that this version of the network's code gave; what `load_state_dict` returns.
+
+    A plain dict does not hold the versions of the network's modules, which some (MNASNet) cannot be loaded without.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    return network.load_state_dict(versioned, strict=strict)
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
@@ -314,7 +325,11 @@ def _load_weights(network: nn.Module, state: dict[str, Tensor], complaint: str) 
     state = without_wrapper(state, expected)
     fitting = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
     # Loading fills in what published checkpoints lack (batch counters, shortcut selections): ask it what is missing.
-    missing = [key for key in network.load_state_dict(fitting, strict=False).missing_keys if key not in state]
+    try:
+        loaded = network.load_state_dict(fitting, strict=False)
+    except ValueError:
+        loaded = restore(network, fitting, strict=False)
+    missing = [key for key in loaded.missing_keys if key not in state]
     surplus = [key for key in state if key not in expected]
     shapes = [
         f"{key} is {tuple(value.shape)} and should be {tuple(expected[key].shape)}"

@@ -18,7 +18,7 @@ from slimcli.networks import checkpoint
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.resolve import Shape
 from slimcli.pipeline.subject import open_subject
-from slimcli.records import JsonDict, Loader
+from slimcli.records import SCORE_KEYS, JsonDict, Loader
 from slimcli.rundir import RunDir
 from slimcli.settings import DataSettings
 
@@ -31,12 +31,13 @@ def first_images(loader: Loader, count: int = PARITY_IMAGES) -> Tensor:
     return images[:count].cpu()
 
 
-def describe(checkpoint: Checkpoint, top1: float | None) -> dict[str, Any]:
-    """What goes into an ONNX file's metadata beside MACs, parameters and version."""
+def describe(checkpoint: Checkpoint, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes into an ONNX file's metadata beside MACs, parameters and version; `measured` holds the network's score."""
     return {
         "arch": checkpoint.arch,
         "data": checkpoint.data.get("name", ""),
-        "top1": top1,
+        "top1": measured.get("top1"),
+        **{key: measured[key] for key in SCORE_KEYS if key in measured},
         "preprocessing": {
             "mean": checkpoint.mean,
             "std": checkpoint.std,
@@ -69,9 +70,9 @@ def export_checkpoint(loaded: Checkpoint, target: Path, settings: DataSettings, 
         else:
             images = first_images(subject.data.test)
             known = subject.checkpoint
-            return export_onnx(subject.model, target, images, describe(known, known.metrics.get("top1")), tolerance), "real"
+            return export_onnx(subject.model, target, images, describe(known, known.metrics), tolerance), "real"
     images = torch.randn(PARITY_IMAGES, *loaded.input_shape, generator=torch.Generator().manual_seed(0))
-    return export_onnx(loaded.build(), target, images, describe(loaded, loaded.metrics.get("top1")), tolerance), "random"
+    return export_onnx(loaded.build(), target, images, describe(loaded, loaded.metrics), tolerance), "random"
 
 
 def bench_models(

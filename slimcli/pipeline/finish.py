@@ -24,7 +24,7 @@ from slimcli.pipeline.state import Network, State
 from slimcli.pipeline.subject import Subject
 from slimcli.progress import Progress
 from slimcli.pruning import masks
-from slimcli.records import JsonDict, Score
+from slimcli.records import JsonDict, Score, side_of, told
 from slimcli.report import page
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings
@@ -69,7 +69,7 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
     folder.append(
         "end",
         reason=outcome.reason,
-        **asdict(slim_test),
+        **slim_test.facts(),
         held_out=metrics["held_out"],
         epochs=outcome.epochs,
         **{key: metrics[key] for key in ("training_macs", "final", "dead_filters", "sparsity")},
@@ -146,7 +146,7 @@ def _deploy(job: Prepared, outcome: Outcome, folder: RunDir, metrics: JsonDict, 
             job.subject.model,
             outcome.network.model,
             first_images(job.subject.data.test),
-            {side: describe(job.subject.checkpoint, metrics[side]["top1"]) for side in ("dense", "slim")},
+            {side: describe(job.subject.checkpoint, metrics[side]) for side in ("dense", "slim")},
         )
     except ParityError as error:
         shortfall = error.message
@@ -194,25 +194,21 @@ def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> Json
         "method": job.settings.method,
         "arch": job.settings.arch,
         "data": job.subject.data.name,
-        "dense": {
-            "top1": dense.top1,
-            "loss": dense.loss,
-            "macs": dense_cost.macs,
-            "params": dense_cost.params,
-            "file_bytes": None,
-        },
-        "slim": {"top1": slim.top1, "loss": slim.loss, "macs": cost.macs, "params": cost.params, "file_bytes": None},
+        "dense": side_of(dense, dense_cost),
+        "slim": side_of(slim, cost),
         "removed": {"macs": 1 - cost.macs / dense_cost.macs, "params": 1 - cost.params / dense_cost.params},
-        "held_out": {"dense": asdict(outcome.dense_held_out), "slim": asdict(outcome.held_out)},
+        "held_out": {"dense": outcome.dense_held_out.facts(), "slim": outcome.held_out.facts()},
         "epochs": outcome.epochs,
         "training_macs": outcome.training_macs,
         "reason": outcome.reason,
         "budget_met": outcome.budget_met,
-        "iterations": [{**asdict(step), "flow_distance": list(step.flow_distance)} for step in outcome.iterations],
+        "iterations": [
+            told(asdict(step), dense.measure) | {"flow_distance": list(step.flow_distance)} for step in outcome.iterations
+        ],
         "final": {
             "distilled": job.settings.distill,
             "chosen": next((trial.start for trial in outcome.trials if trial.chosen), None),
-            "trials": [asdict(trial) for trial in outcome.trials],
+            "trials": [told(asdict(trial), dense.measure) for trial in outcome.trials],
         },
         "dead_filters": outcome.dead,
         "sparsity": _sparsity(outcome.network),

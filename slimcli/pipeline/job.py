@@ -101,7 +101,7 @@ def _prepare_again(settings: PruneSettings, run: RunDir, content: JsonDict) -> P
     past = _past(subject, code or settings.arch or "")
     state, plan, origins = go_on(content["resume"], subject.model, subject.data, settings, past)
     teacher = _teacher(replace(settings, arch=code or settings.arch), subject, run)
-    dense_test = Score(**content["dense_test"])
+    dense_test = Score.of(content["dense_test"])
     return Prepared(settings, subject, state, plan, origins, tuple(content["notes"]), dense_test, code, teacher)
 
 
@@ -265,7 +265,7 @@ class _StateFile:
             "state_dict": resume["kept"]["state_dict"],  # the same tensors: they are written once
             "history": resume["kept"]["history"],
             "resume": resume,
-            "dense_test": asdict(self._dense_test),
+            "dense_test": self._dense_test.facts(),
             "notes": list(self._job.notes),
             "fingerprint": self._job.subject.data.fingerprint,
             "journal": self._folder.journal_size(),
@@ -322,16 +322,19 @@ def _carry_out(job: Prepared, folder: RunDir | None, engine: Engine) -> Result |
 def _note_start(job: Prepared, folder: RunDir, dense_test: Score, engine: Engine) -> None:
     cost, held_out = job.plan.budget.dense_cost, job.state.dense
     assert held_out is not None
+    measure = dense_test.measure
     for note in job.notes:
         engine.progress.warn(note)
-    engine.progress.say(f"dense: top-1 {dense_test.top1:.2f}, {cost.macs:,} MACs, {cost.params:,} parameters")
+    engine.progress.say(
+        f"dense: {measure.title} {measure.figure(dense_test.value)}, {cost.macs:,} MACs, {cost.params:,} parameters"
+    )
     folder.append(
         "start",
         method=job.settings.method,
         arch=job.settings.arch,
         data=job.subject.data.name,
-        dense=asdict(dense_test) | asdict(cost),
-        held_out=asdict(held_out),
+        dense=dense_test.facts() | asdict(cost),
+        held_out=held_out.facts(),
         frozen=frozen(job.state.network),
         notes=list(job.notes),
         environment=environment() | engine.group.describe(),

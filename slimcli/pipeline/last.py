@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from slimcli.pipeline.state import DONE, checksum
 from slimcli.pipeline.trials import Trials
 from slimcli.pipeline.work import Work
+from slimcli.records import told
 from slimcli.training.losses import Objective
 
 
@@ -43,10 +44,12 @@ class LastRetraining:
             self.work.engine.evaluate(self.work.state.network.model, self.work.data.held_out)
         )
         trial = self.trials.judge(self.work.state, score)
-        self.work.note("trial", **asdict(trial))
+        measure = self.work.measure
+        self.work.note("trial", **told(asdict(trial), measure))
         self.work.engine.progress.say(
             f"last retraining ({trial.start}{', continued' * trial.continued}, {trial.epochs} epochs"
-            f"{', taught' * (self.work.teacher is not None)}): held-out top-1 {score.top1:.2f}, loss {score.loss:.4f}"
+            f"{', taught' * (self.work.teacher is not None)}): held-out "
+            f"{measure.title} {measure.figure(score.value)}, loss {score.loss:.4f}"
         )
         return self.work.saved("final")
 
@@ -55,15 +58,16 @@ class LastRetraining:
         state = self.work.state
         state.network = state.best or state.kept
         state.held_out = self.work.engine.evaluate(state.network.model, self.work.data.held_out)
-        if state.best is not None and self.work.engine.group.broadcast(state.held_out.top1 < self.work.lowest):
+        measure = self.work.measure
+        if state.best is not None and not self.work.allowed(state.held_out.value):
             state.network = state.kept
             state.trials = [replace(trial, chosen=False) for trial in state.trials]
             state.reason += "; the last retraining lost accuracy and was taken back"
-            lost = f"{state.held_out.top1:.2f} is below the allowed {self.work.lowest:.2f}"
+            lost = f"{measure.figure(state.held_out.value)} is beyond the allowed {measure.figure(self.work.limit)}"
             state.held_out = self.work.engine.evaluate(state.network.model, self.work.data.held_out)
             self.work.engine.progress.say(
-                f"the last retraining is taken back, its held-out top-1 {lost}; kept is the network before it "
-                f"({state.held_out.top1:.2f})"
+                f"the last retraining is taken back, its held-out {measure.title} {lost}; kept is the network before it "
+                f"({measure.figure(state.held_out.value)})"
             )
         state.kept, state.best = state.network, None
         return self.work.saved(DONE)

@@ -47,14 +47,14 @@ class Watch:
 
     def look(self, network: Network, epoch: Epoch | None = None) -> Look:
         """What the rule asks to know of the network after that epoch, or before the first."""
-        top1 = distance = None
+        score = distance = None
         furthest: tuple[tuple[str, float], ...] = ()
         if self._settings.stop == "accuracy":
-            top1 = self._engine.evaluate(network.model, self._data.held_out).top1
+            score = self._engine.evaluate(network.model, self._data.held_out).value
         if self._settings.stop in FLOW_STOPS:
             gap = self.gap(network)
             distance, furthest = gap.total, tuple(gap.furthest())
-        return self._engine.group.broadcast(Look(epoch.loss if epoch else None, top1, distance, furthest))
+        return self._engine.group.broadcast(Look(epoch.loss if epoch else None, score, distance, furthest))
 
     def gap(self, network: Network) -> Gap:
         """How far the network's flow is from the dense network's, of what both have: a filter whose weights are all masked has
@@ -129,7 +129,7 @@ def _newly_removed(before: Network, after: Network) -> dict[str, list[int]]:
 def rule_of(settings: PruneSettings, dense: Score, allotted: int = 0) -> Rule:
     """The rule for one retraining; `allotted` are the epochs that `flow` gives out."""
     if settings.stop == "accuracy":
-        return AccuracyBack(dense.top1 - settings.margin)
+        return AccuracyBack(dense.measure.limit(dense.value, settings.margin), dense.measure.higher)
     if settings.stop == "plateau":
         return LossPlateau()
     if settings.stop == "flow":

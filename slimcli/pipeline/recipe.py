@@ -21,7 +21,7 @@ from slimcli.pipeline.steps import Recipe, Step, read
 from slimcli.pipeline.train import Trained, train
 from slimcli.pipeline.train import resume as resume_training
 from slimcli.progress import Progress
-from slimcli.records import JsonDict
+from slimcli.records import JsonDict, measure_of, value_of
 from slimcli.report import card
 from slimcli.report.standing import earlier_seconds
 from slimcli.rundir import RunDir, default_path, free_path
@@ -178,10 +178,10 @@ class _Steps:
                     children.remove(child)
                     result = child.result()
                     self._end(child.step, result, jobs)
-                    top1 = result["metrics"].get("slim", result["metrics"]["dense"])["top1"]
-                    self.progress.say(
-                        f"{child.step.folder}, {child.step.label}: done, top-1 {top1:.2f} after {result['seconds']:.0f} s"
-                    )
+                    network = result["metrics"].get("slim", result["metrics"]["dense"])
+                    measure = measure_of(network)
+                    score = f"{measure.title} {measure.figure(value_of(network))}"
+                    self.progress.say(f"{child.step.folder}, {child.step.label}: done, {score} after {result['seconds']:.0f} s")
         except (KeyboardInterrupt, Terminated):
             self.progress.say(f"to go on: slim run --resume {container.path} --jobs {jobs}")
             raise

@@ -15,7 +15,7 @@ from slimcli.pruning.history import NormHistory
 from slimcli.pruning.masks import Masks
 from slimcli.pruning.stopping import Look
 from slimcli.pruning.wiring import wiring_of
-from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Score, Trial, Wiring
+from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Score, Trial, Wiring, value_of
 from slimcli.training.engine import FitState
 
 DONE = "done"
@@ -73,7 +73,7 @@ class Network:
         reference = next(dense.parameters())
         model = copy.deepcopy(dense).cpu()
         widths.take(model, content["state_dict"])
-        model.load_state_dict(content["state_dict"])
+        checkpoint.restore(model, content["state_dict"])
         trainable = {name: parameter.requires_grad for name, parameter in dense.named_parameters()}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
@@ -117,7 +117,7 @@ class State:
     trials: list[Trial] = field(default_factory=list)
     best: Network | None = None
     unretrained: Network | None = None
-    top1_after_surgery: float = 0.0
+    score_after_surgery: float = 0.0
     seconds: float = 0.0
     fit: FitState | None = None
     looks: list[Look] = field(default_factory=list)
@@ -136,8 +136,8 @@ class State:
         return plain | {
             "network": None if self.network is self.kept else self.network.content(),
             "kept": self.kept.content(),
-            "dense": asdict(self.dense) if self.dense else None,
-            "held_out": asdict(self.held_out) if self.held_out else None,
+            "dense": self.dense.facts() if self.dense else None,
+            "held_out": self.held_out.facts() if self.held_out else None,
             "iterations": [asdict(step) for step in self.iterations],
             "choices": [asdict(choice) for choice in self.choices],
             "trials": [asdict(trial) for trial in self.trials],
@@ -163,9 +163,10 @@ class State:
                 "network": network,
                 "unretrained": unretrained,
                 "best": network if content["best_is_network"] else best,
-                "trials": [Trial(**trial) for trial in content["trials"]],
-                "dense": Score(**content["dense"]) if content["dense"] else None,
-                "held_out": Score(**content["held_out"]) if content["held_out"] else None,
+                "trials": [Trial(**_scored(trial)) for trial in content["trials"]],
+                "dense": Score.of(content["dense"]) if content["dense"] else None,
+                "held_out": Score.of(content["held_out"]) if content["held_out"] else None,
+                "score_after_surgery": value_of(dict(content), "score_after_surgery"),
                 "iterations": [_iteration(step) for step in content["iterations"]],
                 "looks": [_look(look) for look in content["looks"]],
                 "choices": [_choice(choice) for choice in content["choices"]],
@@ -179,12 +180,17 @@ def checksum(model: nn.Module) -> str:
     return str(sum(float(value.double().abs().sum()) for value in model.state_dict().values()))
 
 
+def _scored(plain: Mapping[str, Any]) -> JsonDict:
+    """A state of an older version has `top1` where there may be any score now."""
+    return {key.replace("top1", "score"): value for key, value in plain.items()}
+
+
 def _iteration(plain: Mapping[str, Any]) -> Iteration:
-    return Iteration(**{**plain, "flow_distance": tuple(plain["flow_distance"])})
+    return Iteration(**{**_scored(plain), "flow_distance": tuple(plain["flow_distance"])})
 
 
 def _look(plain: Mapping[str, Any]) -> Look:
-    return Look(**{**plain, "furthest": tuple((name, distance) for name, distance in plain["furthest"])})
+    return Look(**{**_scored(plain), "furthest": tuple((name, distance) for name, distance in plain["furthest"])})
 
 
 def _choice(plain: Mapping[str, Any]) -> Choice:

@@ -24,7 +24,7 @@ from slimcli.pipeline.resume import check_data, cut_journal, folder_of, is_compl
 from slimcli.pipeline.subject import check_takes
 from slimcli.progress import Progress
 from slimcli.pruning.history import NormHistory
-from slimcli.records import JsonDict, Score
+from slimcli.records import JsonDict, Score, side_of
 from slimcli.rundir import RunDir
 from slimcli.settings import TrainSettings
 from slimcli.training.engine import Engine, Epoch, FitState, seed_everything
@@ -132,7 +132,7 @@ class _Job:
             self._take(content)
         self.engine.group.launch()
         self.engine.group.agree("data", self.data.fingerprint)
-        self.model.load_state_dict(self.engine.group.broadcast(checkpoint.at_rest(self.model.state_dict())))
+        checkpoint.restore(self.model, self.engine.group.broadcast(checkpoint.at_rest(self.model.state_dict())))
 
     @property
     def epochs_done(self) -> int:
@@ -141,7 +141,7 @@ class _Job:
 
     def _take(self, content: Mapping[str, Any]) -> None:
         """Stand where the saved state stood."""
-        self.model.load_state_dict(content["state_dict"])
+        checkpoint.restore(self.model, content["state_dict"])
         self.history.layers = NormHistory.from_state_dict(content["history"]).layers
         self.fit = FitState(**content["resume"]["fit"]) if content["resume"]["fit"] else None
         self.engine.epochs_done, self.engine.lr_scale = self.epochs_done, content["resume"]["lr_scale"]
@@ -225,7 +225,7 @@ class _Job:
 
     def _finish(self, run: RunDir, held_out: Score, test: Score, lost: str) -> Trained:
         cost = count(self.model, self.data.shape)
-        measured = {"top1": test.top1, "loss": test.loss, "macs": cost.macs, "params": cost.params}
+        measured = {key: value for key, value in side_of(test, cost).items() if key != "file_bytes"}
         checkpoint.save(run.model, replace(self._snapshot(measured), first=self.first))
         metrics = {
             "schema": 1,
@@ -244,11 +244,11 @@ class _Job:
                 }
                 for layer in cost.layers
             ],
-            "held_out": asdict(held_out),
+            "held_out": held_out.facts(),
             "environment": environment() | self.engine.group.describe(),
         }
         training = {"training_macs": metrics["training_macs"]}
-        run.append("end", **measured, samples=test.samples, held_out=asdict(held_out), **training)
+        run.append("end", **measured, samples=test.samples, held_out=held_out.facts(), **training)
         run.write_metrics(metrics)
         run.append("finished", shortfall=lost)
         return Trained(run, metrics, lost)

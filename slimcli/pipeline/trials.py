@@ -64,8 +64,8 @@ class Trials:
     def judge(self, state: State, score: Score) -> Trial:
         """Record what the one just done reached on the held-out split; its network is the best if it did better.
 
-        Better is by accuracy, and within its noise (one standard error) by loss, which is the finer measure. One that went
-        on from the best is longer and annealed once more: it is kept unless its accuracy is worse beyond the noise.
+        Better is by the score, and within its noise (one standard error) by loss, which is the finer measure. One that went
+        on from the best is longer and annealed once more: it is kept unless its score is worse beyond the noise.
         """
         planned = self.next(state)
         leading = next((trial for trial in state.trials if trial.chosen), None)
@@ -75,7 +75,7 @@ class Trials:
             state.trials = [replace(trial, chosen=False) for trial in state.trials]
             state.best = state.network
         start = leading.start if continued and leading else planned.start
-        return self._record(state, Trial(start, planned.epochs, score.top1, score.loss, continued, chosen))
+        return self._record(state, Trial(start, planned.epochs, score.value, score.loss, continued, chosen))
 
     def give_up(self, state: State) -> Trial:
         """Record that the next one's loss was lost."""
@@ -116,11 +116,13 @@ def _starts(settings: PruneSettings, fresh: bool) -> tuple[list[str], int]:
 
 
 def _is_better(score: Score, leading: Trial, continued: bool) -> bool:
-    gain, noise = score.top1 - leading.top1, _standard_error(score)
+    gain, noise = score.measure.gain(score.value, leading.score), _standard_error(score)
     return gain > noise or (abs(gain) <= noise and (continued or score.loss <= leading.loss))
 
 
 def _standard_error(score: Score) -> float:
-    """Of a top-1 accuracy, in points."""
+    """Of a top-1 accuracy, in points; of any other score it is not known, and taken for nothing."""
+    if score.top1 is None:
+        return 0.0
     share = score.top1 / 100
     return 100 * math.sqrt(share * (1 - share) / score.samples)

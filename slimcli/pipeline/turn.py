@@ -23,7 +23,7 @@ from slimcli.pipeline.work import Work
 from slimcli.pruning import masks
 from slimcli.pruning.merging import factors_of, merge
 from slimcli.pruning.stopping import PER_EPOCH, FlowWithin, Rule, allotment
-from slimcli.records import Iteration, Score
+from slimcli.records import Iteration, Score, told
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import seed_everything
 
@@ -115,7 +115,7 @@ class Turn:
         """
         state, network = self.work.state, self.work.state.network
         score = self.work.engine.evaluate(network.model, self.work.data.held_out)
-        state.top1_after_surgery = score.top1
+        state.score_after_surgery = score.value
         self.work.note(
             "surgery",
             iteration=self.work.index,
@@ -123,15 +123,15 @@ class Turn:
             widths={group.name: group.width for group in network.prunable},
             macs=network.cost.macs,
             params=network.cost.params,
-            top1=score.top1,
             layers=[asdict(layer) for layer in network.cost.layers],
+            **told({"score": score.value}, self.work.measure),
         )
         if before is not None:
             self._allot(before)
         if self.work.settings.rewind:
             state.network = self.work.origins.back_to_dense(network, self.work.settings)
         may_lose = bool(self.work.settings.epochs) and not self.work.settings.rewind
-        state.unretrained = copy.deepcopy(network) if may_lose and self.work.allowed(score.top1) else None
+        state.unretrained = copy.deepcopy(network) if may_lose and self.work.allowed(score.value) else None
         return self.work.saved("retrain")
 
     def _allot(self, before: Network) -> None:
@@ -157,10 +157,10 @@ class Turn:
         loop.
         """
         state, network = self.work.state, self.work.state.network
-        top1 = self.work.top1()
-        if undone := state.unretrained is not None and not self.work.allowed(top1):
+        score = self.work.score()
+        if undone := state.unretrained is not None and not self.work.allowed(score):
             assert state.unretrained is not None
-            state.network, top1 = state.unretrained, state.top1_after_surgery
+            state.network, score = state.unretrained, state.score_after_surgery
             network = state.network
         alive = masks.alive(network.masks) if network.masks is not None else network.filters
         before = masks.alive(state.kept.masks) if state.kept.masks is not None else state.kept.filters
@@ -169,21 +169,21 @@ class Turn:
             index=self.work.index,
             macs=network.cost.macs,
             params=network.cost.params,
-            top1=top1,
-            top1_after_surgery=state.top1_after_surgery,
+            score=score,
+            score_after_surgery=state.score_after_surgery,
             epochs=sum(look.loss is not None for look in state.looks),
             removed=before - alive,
             seconds=round(self.work.elapsed(), 3),
             remaining=remaining_weights(network, self.work.origins.dense),
-            stopped=bool(state.looks) and rule.enough(state.looks) and self.work.allowed(top1),
+            stopped=bool(state.looks) and rule.enough(state.looks) and self.work.allowed(score),
             flow_distance=tuple(look.distance for look in state.looks if look.loss is not None and look.distance is not None),
             flow_distance_after_surgery=state.looks[0].distance if state.looks else None,
             epsilon=rule.epsilon if isinstance(rule, FlowWithin) else None,
             flow_moved=state.moved,
             undone=undone,
-            kept=self.work.allowed(top1),
+            kept=self.work.allowed(score),
         )
-        self.work.note("iteration", **asdict(step))
+        self.work.note("iteration", **told(asdict(step), self.work.measure))
         self.work.engine.progress.say(
             _line(step, self.work.dense_score, self.work.plan, network, self.work.settings) + self._flows(step) + _verdict(step)
         )
@@ -193,7 +193,9 @@ class Turn:
             state.kept = network
             return self.work.saved("choose")
         state.network = state.kept
-        state.reason = f"iteration {step.index} lost more than the allowed {self.work.settings.max_drop:g} points"
+        state.reason = (
+            f"iteration {step.index} lost more than the allowed {self.work.settings.max_drop:g} {self.work.measure.allowance}"
+        )
         return self.work.saved(self._after_the_loop)
 
     def _flows(self, step: Iteration) -> str:
@@ -226,31 +228,32 @@ class Turn:
         if not taken:
             return self.work.saved("final")
         score, filters = self.work.engine.evaluate(network.model, self.work.data.held_out), taken.total()
-        if not self.work.allowed(score.top1):
+        facts, measure = told({"score": score.value}, self.work.measure), self.work.measure
+        if not self.work.allowed(score.value):
             self.work.engine.progress.say(
-                f"{filters} filter(s) without a living weight stay: without the constants that they give, held-out top-1 is "
-                f"{score.top1:.2f}, below the allowed {self.work.lowest:.2f}"
+                f"{filters} filter(s) without a living weight stay: without the constants that they give, held-out "
+                f"{measure.title} is {measure.figure(score.value)}, beyond the allowed {measure.figure(self.work.limit)}"
             )
-            self.work.note("dead_stay", filters=dict(taken), top1=score.top1)
+            self.work.note("dead_stay", filters=dict(taken), **facts)
             return self.work.saved("final")
         before = state.kept.cost.macs
         state.network = state.kept = network
         self.work.note(
             "cleared",
             filters=dict(taken),
-            top1=score.top1,
+            **facts,
             macs=network.cost.macs,
             params=network.cost.params,
             alive=masks.alive(network.masks),
             layers=[asdict(layer) for layer in network.cost.layers],
         )
-        saved = f"{1 - network.cost.macs / before:.1%} fewer MACs, held-out top-1 {score.top1:.2f}"
+        saved = f"{1 - network.cost.macs / before:.1%} fewer MACs, held-out {measure.title} {measure.figure(score.value)}"
         self.work.engine.progress.say(f"{filters} filter(s) without a living weight are taken out: {saved}")
         return self.work.saved("final")
 
 
 def _line(step: Iteration, dense: Score, plan: Plan, network: Network, settings: PruneSettings) -> str:
-    cost = plan.budget.dense_cost
+    cost, measure = plan.budget.dense_cost, dense.measure
     epochs = (
         ""
         if settings.stop == "epochs"
@@ -260,7 +263,8 @@ def _line(step: Iteration, dense: Score, plan: Plan, network: Network, settings:
     widths = ",".join(str(group.width) for group in network.prunable[:6]) + ("..." if len(network.prunable) > 6 else "")
     return (
         f"iteration {step.index}: {size}MACs {step.macs / cost.macs:.1%}, parameters {step.params / cost.params:.1%}, "
-        f"held-out top-1 {step.top1:.2f} ({step.top1 - dense.top1:+.2f}; {step.top1_after_surgery:.2f} right after surgery)"
+        f"held-out {measure.title} {measure.figure(step.score)} ({measure.change(step.score, dense.value)}; "
+        f"{measure.figure(step.score_after_surgery)} right after surgery)"
         f"{epochs}, widths {widths}, {step.seconds:.1f} s"
     )
 

@@ -16,7 +16,7 @@ from slimcli.pipeline.plan import Plan
 from slimcli.pipeline.state import InMemory, Network, State, Store
 from slimcli.pruning import masks
 from slimcli.pruning.stopping import Look, Rule
-from slimcli.records import Score
+from slimcli.records import Measure, Score, told
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import Engine, Epoch, FitState
 from slimcli.training.losses import PLAIN, Objective, Teacher
@@ -74,9 +74,14 @@ class Work:
         return self.state.dense
 
     @property
-    def lowest(self) -> float:
-        """The least top-1 on the held-out split that is allowed."""
-        return self.dense_score.top1 - self.settings.max_drop
+    def measure(self) -> Measure:
+        """What networks are judged by."""
+        return self.dense_score.measure
+
+    @property
+    def limit(self) -> float:
+        """The worst score on the held-out split that is allowed."""
+        return self.measure.limit(self.dense_score.value, self.settings.max_drop)
 
     def train(
         self,
@@ -116,26 +121,26 @@ class Work:
         """Whether the rule is met, by a network within the allowed drop."""
         if not rule.enough(self.state.looks):
             return False
-        return self.allowed(self.top1())
+        return self.allowed(self.score())
 
-    def top1(self) -> float:
-        """The network's top-1 on the held-out split; where a rule has looked at it, measured at most once since then."""
+    def score(self) -> float:
+        """The network's score on the held-out split; where a rule has looked at it, measured at most once since then."""
         looks = self.state.looks
-        if looks and looks[-1].top1 is not None:
-            return looks[-1].top1
-        top1 = self.engine.evaluate(self.state.network.model, self.data.held_out).top1
+        if looks and looks[-1].score is not None:
+            return looks[-1].score
+        score = self.engine.evaluate(self.state.network.model, self.data.held_out).value
         if looks:
-            looks[-1] = replace(looks[-1], top1=top1)
-        return top1
+            looks[-1] = replace(looks[-1], score=score)
+        return score
 
-    def allowed(self, top1: float) -> bool:
-        """Whether this top-1 on the held-out split is within the allowed drop."""
-        return self.engine.group.broadcast(top1 >= self.lowest)
+    def allowed(self, score: float) -> bool:
+        """Whether this score on the held-out split is within the allowed drop."""
+        return self.engine.group.broadcast(self.measure.gain(score, self.limit) >= 0)
 
     def _looked(self, phase: str, network: Network, epoch: Epoch | None = None) -> Look:
         look = self.watch.look(network, epoch)
-        if (look.top1, look.distance) != (None, None):
-            self.note("look", phase=phase, epoch=epoch.index + 1 if epoch else 0, **asdict(look))
+        if (look.score, look.distance) != (None, None):
+            self.note("look", phase=phase, epoch=epoch.index + 1 if epoch else 0, **told(asdict(look), self.measure))
         return look
 
     def elapsed(self) -> float:

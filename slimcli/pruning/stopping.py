@@ -24,13 +24,12 @@ PER_EPOCH = 0.15
 class Look:
     """What is known after an epoch of retraining, or before the first.
 
-    The mean training loss (None before the first epoch); where the rule asks for it, the top-1 on the held-out split in percent,
-    or the distance of the network's flow from the dense network's, and the layers (or pairs of consecutive ones) that are
-    furthest away.
+    The mean training loss (None before the first epoch); where the rule asks for it, the score on the held-out split, or the
+    distance of the network's flow from the dense network's, and the layers (or pairs of consecutive ones) that are furthest away.
     """
 
     loss: float | None
-    top1: float | None = None
+    score: float | None = None
     distance: float | None = None
     furthest: tuple[tuple[str, float], ...] = ()
 
@@ -64,14 +63,15 @@ class Allotted:
 
 @dataclass(frozen=True)
 class AccuracyBack:
-    """The top-1 on the held-out split is back at `target`, in percent."""
+    """The score on the held-out split is back at `target`; `higher` says whether more of it is better."""
 
     target: float
+    higher: bool = True
 
     def enough(self, looks: Sequence[Look]) -> bool:
         """Whether the last look is there."""
-        top1 = looks[-1].top1
-        return top1 is not None and top1 >= self.target
+        score = looks[-1].score
+        return score is not None and (score >= self.target if self.higher else score <= self.target)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from slimcli.disk import write_atomically
-from slimcli.records import JsonDict
+from slimcli.records import JsonDict, Measure, measure_of, value_of
 
 SIGNATURE = "Written by `slim run"
 
@@ -16,7 +16,7 @@ SIGNATURE = "Written by `slim run"
 def write(path: Path, wanted: JsonDict, recipe: Path, steps: Sequence[JsonDict]) -> Path:
     """Write the card; `wanted` is the recipe's `[card]`, a step holds `step`, `seconds`, `metrics` and its labels."""
     seeds = sorted({step["seed"] for step in steps if step.get("seed") is not None})
-    environment = steps[0]["metrics"]["environment"]
+    environment, measure = steps[0]["metrics"]["environment"], measure_of(steps[0]["metrics"]["dense"])
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items() if number)
     machine = [environment["processor"], f"{environment['cores']} cores", *filter(None, [environment.get("gpu")])]
     minutes, jobs = sum(step["seconds"] for step in steps) / 60, max(step.get("jobs", 1) for step in steps)
@@ -25,7 +25,7 @@ def write(path: Path, wanted: JsonDict, recipe: Path, steps: Sequence[JsonDict])
         "",
         *([wanted["about"].strip(), ""] if "about" in wanted else []),
         f"{SIGNATURE} {recipe.name}`, {minutes:.1f} minutes in all{f', up to {jobs} steps at a time' if jobs > 1 else ''}. "
-        "Test error of the last epoch; every choice was made on held-out training images."
+        f"{'Test error' if measure.is_top1 else 'Score'} of the last epoch; every choice was made on held-out training images."
         + (f" Means and standard deviations over the seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else ""),
         "",
         *_table(steps),
@@ -54,8 +54,10 @@ def _table(steps: Sequence[JsonDict]) -> list[str]:
             rows.setdefault(str(step.get("label", step["step"])), []).append(step)
     columns: dict[str, list[str]] = {"network": list(rows)}
     columns["filters"] = [_same(_filters(step, steps) for step in repeats) for repeats in rows.values()]
-    columns["test error %"] = [_spread([100 - _side(step)["top1"] for step in repeats], 2) for repeats in rows.values()]
-    columns["held-out error %"] = [_held_out(repeats) for repeats in rows.values()]
+    measure = measure_of(steps[0]["metrics"]["dense"])
+    of_test, of_held_out = ("test error %", "held-out error %") if measure.is_top1 else (f"test {measure.name}", "held out")
+    columns[of_test] = [_errors([_side(step) for step in repeats], measure) for repeats in rows.values()]
+    columns[of_held_out] = [_held_out(repeats) for repeats in rows.values()]
     columns["after a removal %"] = [_after_removals(repeats) for repeats in rows.values()]
     columns["reference"] = [str(repeats[0].get("reference", "")) for repeats in rows.values()]
     columns["last retraining from"] = [_starts(repeats) for repeats in rows.values()]
@@ -89,7 +91,13 @@ def _side(step: JsonDict) -> JsonDict:
 def _held_out(repeats: Sequence[JsonDict]) -> str:
     """On the images that choices were made on, of a network that was pruned."""
     scores = [step["metrics"]["held_out"]["slim"] for step in repeats if "slim" in step["metrics"]]
-    return _spread([100 - score["top1"] for score in scores], 2) if scores else ""
+    return _errors(scores, measure_of(scores[0])) if scores else ""
+
+
+def _errors(networks: Sequence[JsonDict], measure: Measure) -> str:
+    """The error in percent where networks are judged by top-1, the score else."""
+    values = [value_of(network) for network in networks]
+    return _spread([100 - value for value in values], 2) if measure.is_top1 else _spread(values, 4)
 
 
 def _after_removals(repeats: Sequence[JsonDict]) -> str:
@@ -97,7 +105,7 @@ def _after_removals(repeats: Sequence[JsonDict]) -> str:
     means = [
         100 - statistics.mean(turn["top1_after_surgery"] for turn in step["metrics"]["iterations"])
         for step in repeats
-        if step["metrics"].get("iterations")
+        if step["metrics"].get("iterations") and measure_of(step["metrics"]["dense"]).is_top1
     ]
     return _spread(means, 1) if means else ""
 

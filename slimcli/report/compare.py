@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from slimcli.errors import RunDirError
-from slimcli.records import JsonDict
+from slimcli.records import JsonDict, Measure, value_of
 from slimcli.report import formats
 from slimcli.report.html import write_page
 from slimcli.report.result import Result, read_pruned
@@ -34,6 +34,8 @@ def gather(runs: Sequence[RunDir]) -> list[Result]:
     results = _named([read_pruned(run) for run in {run.path.resolve(): run for run in given}.values()])
     if not results:
         raise RunDirError("there is no run to compare", "name one or more folders that `slim prune` wrote")
+    if len(names := {result.measure.name for result in results}) > 1:
+        raise RunDirError(f"the runs are judged by different scores: {', '.join(sorted(names))}", "compare those of one score")
     return results
 
 
@@ -70,8 +72,8 @@ def row(result: Result) -> dict[str, str]:
     return {
         "run": result.name,
         "method": str(metrics.get("method", "")),
-        "top-1": f"{slim['top1']:.2f} %" if result.finished else "unfinished",
-        "change (points)": formats.signed(slim["top1"] - result.dense["top1"]) if result.finished else "",
+        "score": formats.scored(slim) if result.finished else "unfinished",
+        "change": formats.score_change(result.dense, slim) if result.finished else "",
         "MACs kept": formats.percent(result.kept("macs")),
         "parameters kept": formats.percent(result.kept("params")),
         "weights left": formats.percent(last["remaining"]) if "remaining" in last else "",
@@ -86,24 +88,33 @@ def row(result: Result) -> dict[str, str]:
 def pareto(results: Sequence[Result]) -> Plot:
     """Top-1 against the MACs kept; or, where a network is masked, against the weights left: a mask saves no MACs."""
     masked = any(result.metrics.get("sparsity") for result in results)
-    kept = "weights left" if masked else "MACs kept"
+    kept, title = "weights left" if masked else "MACs kept", _measure(results).title
     return Plot(
         name="pareto",
         title="Accuracy against weights" if masked else "Accuracy against MACs",
         caption="Further up and further left is better. Large markers are the networks on the test split; "
         "the faint lines are their iterations on the held-out split.",
-        description=f"A scatter chart: to the right, {kept} in percent of the dense network; upwards, top-1 in percent. "
+        description=f"A scatter chart: to the right, {kept} in percent of the dense network; upwards, {title}. "
         "One marker per run, with bars for the standard deviation of its repetitions, a hollow diamond for the dense network, "
         "and a faint line through each run's iterations.",
         size=(9, 4.6),
         draw=lambda figure: _draw(figure, results, masked),
-        head=("run", "iteration", kept, "held-out top-1"),
+        head=("run", "iteration", kept, f"held-out {title}"),
         rows=tuple(
-            (result.name, str(step["index"]), formats.percent(_share(step, result, masked)), f"{step['top1']:.2f} %")
+            (result.name, str(step["index"]), formats.percent(_share(step, result, masked)), _shown(step, result))
             for result in results
             for step in result.kept_iterations
         ),
     )
+
+
+def _shown(step: JsonDict, result: Result) -> str:
+    return result.measure.figure(value_of(step)) + result.measure.unit
+
+
+def _measure(results: Sequence[Result]) -> Measure:
+    """What all of them are judged by; `gather` sees to it that they are."""
+    return results[0].measure
 
 
 def _share(step: JsonDict, result: Result, masked: bool) -> float:
@@ -133,14 +144,14 @@ def _draw(figure: Figure, results: Sequence[Result], masked: bool) -> None:
     axes = figure.subplots()
     for (name, series), color, marker in zip(_series(results).items(), cycle(COLORS), cycle(MARKERS), strict=False):
         for result in series:
-            steps = [(100 * _share(step, result, masked), step["top1"]) for step in result.kept_iterations]
+            steps = [(100 * _share(step, result, masked), value_of(step)) for step in result.kept_iterations]
             line(axes, steps, "", color=color, linewidth=1, alpha=0.5, marker=".", markersize=3)
-        ends = [(100 * _left(result, masked), result.slim["top1"]) for result in series if result.finished]
-        shares, top1 = ([end[axis] for end in ends] or [math.nan] for axis in (0, 1))
+        ends = [(100 * _left(result, masked), value_of(result.slim)) for result in series if result.finished]
+        shares, scores = ([end[axis] for end in ends] or [math.nan] for axis in (0, 1))
         axes.errorbar(
             fmean(shares),
-            fmean(top1),
-            yerr=_deviation(top1),
+            fmean(scores),
+            yerr=_deviation(scores),
             xerr=_deviation(shares),
             label=name,
             color=color,
@@ -150,9 +161,9 @@ def _draw(figure: Figure, results: Sequence[Result], masked: bool) -> None:
             linestyle="",
             elinewidth=1,
         )
-    dense = [(100, top1) for top1 in sorted({result.dense["top1"] for result in results})]
+    dense = [(100, score) for score in sorted({value_of(result.dense) for result in results})]
     line(axes, dense, "dense", color=INK, marker="D", markersize=7, markerfacecolor="none", linestyle="")
-    axes.set(xlabel="weights left (%)" if masked else "MACs kept (%)", ylabel="top-1 (%)", xlim=(0, 104))
+    axes.set(xlabel="weights left (%)" if masked else "MACs kept (%)", ylabel=_measure(results).axis, xlim=(0, 104))
     figure.legend(loc="outside right upper")
 
 
@@ -162,22 +173,23 @@ def _deviation(values: Sequence[float]) -> float:
 
 def courses(results: Sequence[Result]) -> Plot:
     """Accuracy, epochs and weights left after each iteration, and the time of all (Figs. 3 to 6 of InCoP)."""
+    title = _measure(results).title
     return Plot(
         name="courses",
         title="How the runs got there",
         caption="After each iteration: held-out accuracy, epochs of its retraining, weights left. Below on the right the time "
         "of the whole run, with all its epochs in brackets. Repetitions with other seeds are drawn as their mean and standard "
         "deviation.",
-        description="Three line charts over the iterations: held-out top-1, epochs of retraining, weights left in percent; and "
-        "bars: minutes of each run. One colour and marker per run, as above, with a band for its standard deviation.",
+        description=f"Three line charts over the iterations: held-out {title}, epochs of retraining, weights left in percent; "
+        "and bars: minutes of each run. One colour and marker per run, as above, with a band for its standard deviation.",
         size=(9, 6.4 + 0.14 * len(_series(results))),
         draw=lambda figure: _draw_courses(figure, results),
-        head=("run", "iteration", "held-out top-1", "epochs", "weights left", "seconds"),
+        head=("run", "iteration", f"held-out {title}", "epochs", "weights left", "seconds"),
         rows=tuple(
             (
                 result.name,
                 str(step["index"]),
-                f"{step['top1']:.2f} %",
+                _shown(step, result),
                 str(step.get("epochs", "")),
                 formats.percent(step["remaining"]) if "remaining" in step else "",
                 f"{step['seconds']:.1f}" if "seconds" in step else "",
@@ -191,7 +203,11 @@ def courses(results: Sequence[Result]) -> Plot:
 def _draw_courses(figure: Figure, results: Sequence[Result]) -> None:
     panels = figure.subplots(2, 2)
     drawn = list(zip(_series(results).items(), cycle(COLORS), cycle(MARKERS), strict=False))
-    wanted = (("top1", 1, "held-out top-1 (%)"), ("epochs", 1, "epochs of retraining"), ("remaining", 100, "weights left (%)"))
+    wanted = (
+        ("score", 1, f"held-out {_measure(results).axis}"),
+        ("epochs", 1, "epochs of retraining"),
+        ("remaining", 100, "weights left (%)"),
+    )
     for axes, (key, scale, label) in zip(panels.flat, wanted, strict=False):
         for (name, series), color, marker in drawn:
             points = _course(series, key, scale)
@@ -224,8 +240,9 @@ def _course(series: Series, key: str, scale: float) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {}
     for result in series:
         for step in result.iterations:
-            if key in step:
-                found.setdefault(step["index"], []).append(scale * step[key])
+            value = value_of(step) if key == "score" else step.get(key)
+            if value is not None:
+                found.setdefault(step["index"], []).append(scale * value)
     return dict(sorted(found.items()))
 
 
@@ -268,7 +285,7 @@ def _subjects(results: Sequence[Result]) -> list[str]:
     return list(
         dict.fromkeys(
             f"{result.metrics.get('arch')} on {result.metrics.get('data')}, {result.dense['macs']:,} MACs, "
-            f"top-1 {result.dense['top1']:.2f} %"
+            f"{formats.scored(result.dense)}"
             for result in results
         )
     )

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from slimcli.records import JsonDict
+from slimcli.records import JsonDict, measure_of, value_of
+
+
+def score(facts: JsonDict) -> str:
+    """The score that a record of metrics holds, with its unit."""
+    measure = measure_of(facts)
+    return measure.figure(value_of(facts)) + measure.unit
+
+
+def scored(facts: JsonDict) -> str:
+    """The score with its name before it."""
+    return f"{measure_of(facts).title} {score(facts)}"
+
+
+def score_change(before: JsonDict, after: JsonDict) -> str:
+    """How the score changed: top-1 in points, others in their own unit."""
+    measure = measure_of(before)
+    return signed_text(measure.change(value_of(after), value_of(before))) + (" points" if measure.is_top1 else "")
+
+
+def signed_text(text: str) -> str:
+    """A figure without the sign where it is zero."""
+    return text if float(text) else text[1:]
 
 
 def signed(value: float, digits: int = 2) -> str:
     """With its sign, and without one where it rounds to zero."""
-    text = f"{value:+.{digits}f}"
-    return text if float(text) else text[1:]
+    return signed_text(f"{value:+.{digits}f}")
 
 
 def change(before: float, after: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from slimcli.records import JsonDict
+from slimcli.records import SCORE_KEYS, JsonDict
 
 
 class Tail:
@@ -147,6 +147,7 @@ def fields(event: JsonDict) -> JsonDict:
 def _side(measured: JsonDict, deployed: JsonDict | None) -> JsonDict:
     """One network's figures; what was not measured is None, and a latency that was not measured is left out."""
     known: dict[str, Any] = {key: measured.get(key) for key in ("top1", "loss", "macs", "params")}
+    known |= {key: measured[key] for key in SCORE_KEYS if key in measured}
     return known | {"file_bytes": None} | {key: value for key, value in (deployed or {}).items() if value is not None}
 
 
@@ -159,13 +160,15 @@ def _so_far(dense: JsonDict, iterations: Sequence[JsonDict], events: Sequence[Js
         surgeries = {event["iteration"]: event for event in of_kind(events, "surgery")}
         after = surgeries.get(kept[-1]["index"], {}) | {key: kept[-1][key] for key in ("macs", "params")}
         after |= last(events, "cleared") or {}  # a masked network without its dead filters
-    return after | {"top1": None, "loss": None}
+    unknown = dict.fromkeys(key for key in ("top1", "score", "loss") if key in dense)
+    return after | {key: dense[key] for key in SCORE_KEYS if key in dense} | unknown
 
 
 def _held_out(start: JsonDict, iterations: Sequence[JsonDict]) -> JsonDict:
     dense = start["held_out"]
     kept = [step for step in iterations if step["kept"]]
-    return {"dense": dense, "slim": {**dense, "top1": kept[-1]["top1"], "loss": None} if kept else dense}
+    now = {key: kept[-1][key] for key in ("top1", "score") if kept and key in kept[-1]}
+    return {"dense": dense, "slim": {**dense, **now, "loss": None} if kept else dense}
 
 
 def _layers(before: Sequence[JsonDict], after: Sequence[JsonDict]) -> list[JsonDict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slimcli.records import JsonDict
+from slimcli.records import JsonDict, Measure, measure_of, value_of
 from slimcli.report import formats
 from slimcli.report.html import write_page
 from slimcli.report.plots import plots
@@ -56,11 +56,13 @@ def summary(result: Result) -> list[tuple[str, ...]]:
     dense, slim = result.dense, result.slim
     counts = (("MACs", "macs"), ("parameters", "params"))
     if not result.pruned:
-        scores = (("top-1", _top1(dense.get("top1"))), ("loss", _loss(dense.get("loss"))))
+        scores = ((result.measure.title, _score(dense)), ("loss", _loss(dense.get("loss"))))
         return [*scores, *((name, f"{dense[key]:,}") for name, key in counts)]
-    rows: list[tuple[str, ...]] = [_top1_row("top-1", dense, slim)]
+    rows: list[tuple[str, ...]] = [_score_row(_title(result.measure), dense, slim)]
     if not result.finished:
-        rows.append(_top1_row("top-1, held out", *(result.metrics["held_out"][side] for side in ("dense", "slim"))))
+        rows.append(
+            _score_row(f"{result.measure.title}, held out", *(result.metrics["held_out"][side] for side in ("dense", "slim")))
+        )
     more = formats.signed(slim["loss"] - dense["loss"], 4) if result.finished else ""
     rows.append(("loss", _loss(dense["loss"]), _loss(slim["loss"]), more))
     rows += [(name, f"{dense[key]:,}", f"{slim[key]:,}", formats.change(dense[key], slim[key])) for name, key in counts]
@@ -70,13 +72,18 @@ def summary(result: Result) -> list[tuple[str, ...]]:
     return rows + _latency_rows(result)
 
 
-def _top1_row(name: str, dense: JsonDict, slim: JsonDict) -> Row:
-    change = "" if slim["top1"] is None else f"{formats.signed(slim['top1'] - dense['top1'])} points"
-    return name, _top1(dense["top1"]), _top1(slim["top1"]), change
+def _title(measure: Measure) -> str:
+    """A user's score says which way is better."""
+    return measure.title if measure.is_top1 else f"{measure.name} ({'more' if measure.higher else 'less'} is better)"
 
 
-def _top1(value: float | None) -> str:
-    return NOT_YET if value is None else f"{value:.2f} %"
+def _score_row(name: str, dense: JsonDict, slim: JsonDict) -> Row:
+    change = "" if value_of(slim) is None else formats.score_change(dense, slim)
+    return name, _score(dense), _score(slim), change
+
+
+def _score(facts: JsonDict) -> str:
+    return NOT_YET if value_of(facts) is None else formats.score(facts)
 
 
 def _loss(value: float | None) -> str:
@@ -104,7 +111,7 @@ def _latency_rows(result: Result) -> list[tuple[str, ...]]:
 def _terms(result: Result) -> list[str]:
     """What the table's numbers were measured on."""
     images = f"the {formats.plural(result.test_samples, 'image')} of the test split" if result.test_samples else "the test split"
-    sentences = [f"Top-1 and loss are measured on {images}; MACs are for one image."]
+    sentences = [f"{result.measure.title.capitalize()} and loss are measured on {images}; MACs are for one image."]
     if not result.finished and result.pruned:
         sentences.append("Slim is the last network that was kept so far; it is measured on the test split when the run ends.")
     if latency := result.slim.get("latency_ms"):
@@ -133,8 +140,9 @@ def _ending(result: Result) -> list[str]:
         became = "was met" if metrics.get("budget_met") else "was not met" if result.finished else "is not met yet"
         sentences.append(f"The budget ({budget}) {became}.")
     elif "max_drop" in settings:
-        allowed = f"{settings['max_drop']:g} points"
-        sentences.append(f"No budget was set: the run was to go on until held-out top-1 fell by more than {allowed}.")
+        measure = result.measure
+        allowed = f"held-out {measure.title} lost more than {settings['max_drop']:g} {measure.allowance}"
+        sentences.append(f"No budget was set: the run was to go on until {allowed}.")
     if sparsity := metrics.get("sparsity"):
         share = formats.percent(sparsity["zeros"] / sparsity["weights"])
         sentences.append(
@@ -156,7 +164,7 @@ _STARTS = {
 
 def _last_retraining(metrics: JsonDict) -> list[str]:
     """Where the last retraining started, what else was tried, and what is dead in the network that came of it."""
-    final = metrics.get("final") or {}
+    final, measure = metrics.get("final") or {}, measure_of(metrics["dense"])
     sentences = []
     if final.get("chosen"):
         taught = ", taught by a trained network," if final["distilled"] else ""
@@ -164,11 +172,11 @@ def _last_retraining(metrics: JsonDict) -> list[str]:
     if len(final.get("trials", [])) > 1:
         tried = [
             f"{trial['start']}{' continued' * trial['continued']} "
-            f"{'lost its loss' if trial.get('lost') else format(trial['top1'], '.2f') + ' %'} "
+            f"{'lost its loss' if trial.get('lost') else measure.figure(value_of(trial)) + measure.unit} "
             f"({formats.plural(trial['epochs'], 'epoch')})"
             for trial in final["trials"]
         ]
-        sentences.append(f"Tried, by held-out top-1: {', '.join(tried)}.")
+        sentences.append(f"Tried, by held-out {measure.title}: {', '.join(tried)}.")
     if dead := metrics.get("dead_filters"):
         layers = ", ".join(f"{count} in {group}" for group, count in dead.items())
         sentences.append(f"No held-out image activates {formats.plural(sum(dead.values()), 'filter')} of it ({layers}).")

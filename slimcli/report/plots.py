@@ -8,7 +8,7 @@ from itertools import groupby
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from slimcli.records import JsonDict
+from slimcli.records import JsonDict, value_of
 from slimcli.report.flows import shares, stopping
 from slimcli.report.formats import change, percent, plural
 from slimcli.report.histories import pairs
@@ -85,24 +85,32 @@ def iterations(result: Result) -> Plot | None:
     steps = result.iterations
     if not steps:
         return None
-    kept = len(result.kept_iterations)
+    kept, measure = len(result.kept_iterations), result.measure
+    score = measure.title
     return Plot(
         name="iterations",
         title="Accuracy and MACs over the iterations",
         caption=f"{plural(kept, 'iteration')} kept, {len(steps) - kept} taken back. "
-        "Top-1 is measured on the held-out split, on which every choice is made.",
-        description="Two line charts over the iterations. Above, top-1 on the held-out split: circles after retraining, "
+        f"{score.capitalize()} is measured on the held-out split, on which every choice is made.",
+        description=f"Two line charts over the iterations. Above, {score} on the held-out split: circles after retraining, "
         "triangles right after surgery, crosses for iterations that were taken back, a star for the slim network. "
         "Below, the MACs kept in percent of the dense network.",
         size=(9, 5),
         draw=lambda figure: _draw_iterations(figure, result),
-        head=("iteration", "MACs kept", "top-1 after surgery", "top-1 after retraining", "filters removed", "epochs", "kept"),
+        head=(
+            "iteration",
+            "MACs kept",
+            f"{score} after surgery",
+            f"{score} after retraining",
+            "filters removed",
+            "epochs",
+            "kept",
+        ),
         rows=tuple(
             (
                 str(step["index"]),
                 percent(step["macs"] / result.dense["macs"]),
-                _top1(step.get("top1_after_surgery")),
-                _top1(step["top1"]),
+                *(measure.figure(value_of(step, key)) + measure.unit for key in ("score_after_surgery", "score")),
                 str(step.get("removed", "")),
                 str(step.get("epochs", "")),
                 _kept(step),
@@ -127,19 +135,19 @@ def _draw_iterations(figure: Figure, result: Result) -> None:
         return [(step["index"], 100 * step["macs"] / result.dense["macs"]) for step in some]
 
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    after_surgery = [(step["index"], step["top1_after_surgery"]) for step in steps if "top1_after_surgery" in step]
+    after_surgery = [(step["index"], value_of(step, "score_after_surgery")) for step in steps]
     line(top, after_surgery, "right after surgery", color=SKY, marker="v", linestyle=":", linewidth=1)
-    line(top, [(step["index"], step["top1"]) for step in kept], "after retraining", color=VERMILLION, marker="o")
+    line(top, [(step["index"], value_of(step)) for step in kept], "after retraining", color=VERMILLION, marker="o")
     crosses = {"color": INK, "marker": "x", "linestyle": "", "markersize": 6}
-    line(top, [(step["index"], step["top1"]) for step in taken_back], "taken back", **crosses)
+    line(top, [(step["index"], value_of(step)) for step in taken_back], "taken back", **crosses)
     end = [(last, 100 * result.kept("macs"))] if result.finished else []
     if held_out := result.metrics.get("held_out"):
         star = {"color": GREEN, "marker": "*", "linestyle": "", "markersize": 10}
-        line(top, [(last, held_out["slim"]["top1"])] if end else [], "slim network, after the final training", **star)
-        line(top, [(0, held_out["dense"]["top1"])], "dense", color=INK, marker="s", linestyle="")
+        line(top, [(last, value_of(held_out["slim"]))] if end else [], "slim network, after the final training", **star)
+        line(top, [(0, value_of(held_out["dense"]))], "dense", color=INK, marker="s", linestyle="")
     line(bottom, [(0, 100), *share(kept), *end], "kept", color=VERMILLION, marker="o")
     line(bottom, share(taken_back), "taken back", **crosses)
-    top.set_ylabel("held-out top-1 (%)")
+    top.set_ylabel(f"held-out {result.measure.axis}")
     bottom.set(xlabel="iteration (0 is the dense network)", ylabel="MACs kept (%)", ylim=(0, 107))
     every = math.ceil(len(steps) / 25)
     numbered = range(0, last - every // 2, every)

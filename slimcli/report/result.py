@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimcli.errors import RunDirError
-from slimcli.records import JsonDict
-from slimcli.report.formats import plural, signed
+from slimcli.records import JsonDict, Measure, measure_of, value_of
+from slimcli.report.formats import plural, score_change, scored
 from slimcli.report.journal import last, of_kind, rebuild
 from slimcli.report.standing import owner, way_on, worked_seconds
 from slimcli.rundir import RunDir
@@ -47,7 +47,12 @@ class Result:
     @property
     def finished(self) -> bool:
         """Whether the run got to its end: then the network it left was measured on the test split."""
-        return (self.slim or self.dense).get("top1") is not None
+        return value_of(self.slim or self.dense) is not None
+
+    @property
+    def measure(self) -> Measure:
+        """What the networks are judged by."""
+        return measure_of(self.dense)
 
     @property
     def next_step(self) -> tuple[str, str]:
@@ -70,7 +75,7 @@ class Result:
 
     @property
     def test_samples(self) -> int | None:
-        """How many test images the top-1 is measured on, where the journal says so."""
+        """How many test images the score is measured on, where the journal says so."""
         return next((event.get("samples") for event in self.of_kind("end")), None)
 
     def kept(self, key: str) -> float:
@@ -130,9 +135,9 @@ def _written(run: RunDir) -> JsonDict | None:
 
 
 def headline(result: Result) -> str:
-    """One sentence: how many times fewer MACs, smaller and faster, and what that cost in top-1 (points).
+    """One sentence: how many times fewer MACs, smaller and faster, and what that cost in top-1 (or in the data's own score).
 
-    Top-1 is that of the test split; of an unfinished run that of the held-out split.
+    The score is that of the test split; of an unfinished run that of the held-out split.
     """
     if not result.pruned:
         return _training(result)
@@ -150,16 +155,16 @@ def headline(result: Result) -> str:
     if speedup := result.metrics.get("speedup"):
         gains.append(_speed(speedup))
     if result.finished:
-        return ", ".join([*gains, f"top-1 {signed(slim['top1'] - dense['top1'])} points"]) + "."
+        return ", ".join([*gains, f"{result.measure.title} {score_change(dense, slim)}"]) + "."
     held_out = result.metrics["held_out"]
-    cost = f"held-out top-1 {signed(held_out['slim']['top1'] - held_out['dense']['top1'])} points"
+    cost = f"held-out {result.measure.title} {score_change(held_out['dense'], held_out['slim'])}"
     return f"Unfinished after {plural(len(result.iterations), 'iteration')}: {', '.join([*gains, cost])}."
 
 
 def _training(result: Result) -> str:
     epochs = plural(result.metrics["epochs"], "epoch")
     if result.finished:
-        return f"Trained for {epochs}: top-1 {result.dense['top1']:.2f} %."
+        return f"Trained for {epochs}: {scored(result.dense)}."
     return f"Unfinished: {len(result.of_kind('epoch'))} of {epochs} trained."
 
 

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from slimcli.records import measure_of, value_of
 from slimcli.report.formats import duration, percent
 from slimcli.report.standing import Standing
 
@@ -75,16 +76,16 @@ class _Losses:
 
 
 def _iterations(standing: Standing) -> Table:
-    table = Table()
-    for column in ("iteration", "MACs kept", "parameters kept", "held-out top-1", "kept"):
+    dense, table = standing.start["dense"], Table()
+    measure = measure_of(dense)
+    for column in ("iteration", "MACs kept", "parameters kept", f"held-out {measure.title}", "kept"):
         table.add_column(column, justify="left" if column == "kept" else "right")
-    dense = standing.start["dense"]
     for step in standing.iterations[-LAST_ITERATIONS:]:
         table.add_row(
             str(step["index"]),
             percent(step["macs"] / dense["macs"]),
             percent(step["params"] / dense["params"]),
-            f"{step['top1']:.2f} %",
+            measure.figure(value_of(step)) + measure.unit,
             "no, taken back" if not step["kept"] else "as after surgery" if step.get("undone") else "yes",
         )
     return table

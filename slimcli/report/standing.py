@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from slimcli.records import JsonDict
+from slimcli.records import SCORE_KEYS, JsonDict
 from slimcli.report.journal import Tail, fields, last, of_kind
 from slimcli.rundir import RunDir
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A run at one moment. Phase, loss and top-1 are those of the newest epoch; `epoch` says how many are done in the phase.
+    """A run at one moment. Phase, loss and training top-1 are the newest epoch's; `epoch` says how many are done in the phase.
 
     Of a recipe everything but the state is that of the newest `step`.
     `pid` is the process that works on it: 0 where its number is not known, None where there is none.
@@ -49,12 +49,14 @@ class Standing:
     def to_json(self) -> JsonDict:
         """The object that `slim watch --json` prints."""
         shown = ("state", "phase", "epoch", "epochs", "loss", "top1", "seconds", "pid", "remark", "reason", "shortfall", "way_on")
+        dense = self.start.get("dense", {})
         return {
             "run": str(self.run),
             "step": self.step,
             **{key: self.start.get(key) for key in ("arch", "data", "method")},
             **{key: getattr(self, key) for key in shown},
-            "dense": {key: self.start.get("dense", {}).get(key) for key in ("top1", "macs", "params")},
+            "dense": {key: dense.get(key) for key in ("top1", "macs", "params")}
+            | {key: dense[key] for key in SCORE_KEYS if key in dense},
             "iterations": list(self.iterations),
         }
 

@@ -824,3 +824,31 @@ def test_first_weights_travel_with_a_checkpoint_and_must_have_its_shapes(tmp_pat
     torch.save(content, tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="first weights"):
         checkpoint.load(tmp_path / "b.pt")
+
+
+VERSIONED = """
+from torch import nn
+
+class Picky(nn.Conv2d):
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version") not in (1, 2):
+            raise ValueError("version should be set to 1 or 2 instead of None")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+def build():
+    return nn.Sequential(Picky(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+"""
+
+
+def test_a_network_that_asks_for_the_version_of_its_layout_is_loaded(tmp_path: Path) -> None:
+    """MNASNet is one: a plain dict of tensors holds no version."""
+    (tmp_path / "net.py").write_text(VERSIONED)
+    arch = f"{tmp_path / 'net.py'}:build"
+    model = resolve.build(arch, 5, (3, 8, 8))
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, of(model, arch, 5, (3, 8, 8)))
+    assert torch.equal(outputs(checkpoint.load(path, arch).build(), (3, 8, 8)), outputs(model, (3, 8, 8)))
+    torch.save(dict(model.state_dict()), path)
+    assert torch.equal(outputs(checkpoint.load(path, arch).build(), (3, 8, 8)), outputs(model, (3, 8, 8)))

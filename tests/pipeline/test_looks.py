@@ -101,7 +101,7 @@ def test_a_rule_ends_a_retraining_as_soon_as_it_is_met(
     original = Watch.look
 
     def look(self: Watch, network: Network, epoch: Epoch | None = None) -> Look:
-        return replace(original(self, network, epoch), top1=next(accuracies))
+        return replace(original(self, network, epoch), score=next(accuracies))
 
     monkeypatch.setattr(Watch, "look", look)
     metrics, journal, said = run(tiny_checkpoint, tmp_path / "run", method="random", stop="accuracy", margin=2.0, epochs=5)
@@ -412,7 +412,7 @@ def test_looking_at_a_network_does_not_change_how_it_trains(tmp_path: Path, monk
     original = Watch.look
 
     def unmet(self: Watch, network: Network, epoch: Epoch | None = None) -> Look:
-        return replace(original(self, network, epoch), top1=-1.0, distance=9.0)
+        return replace(original(self, network, epoch), score=-1.0, distance=9.0)
 
     monkeypatch.setattr(Watch, "look", unmet)
     settings = {"method": "random", "epochs": 2, "tie_epochs": 0, "final_epochs": 0, "iterations": 1, "train_samples": 200}

@@ -206,7 +206,7 @@ def test_the_folder_of_a_recipe_stands_for_the_runs_that_its_card_shows(whole: P
     minutes = {event["step"]: event["seconds"] for event in RunDir(whole / "out").read_journal() if event["event"] == "step"}
     assert all(result.seconds == minutes[Path(result.path).name] for result in results)
     assert gather([RunDir(whole / "out"), RunDir(whole / "out" / "seed-3-prune-1")]) == results
-    means = {name: [len(values) for values in _course(series, "top1", 1).values()] for name, series in _series(results).items()}
+    means = {name: [len(values) for values in _course(series, "score", 1).values()] for name, series in _series(results).items()}
     assert all(number == 2 for numbers in means.values() for number in numbers), "a curve is the mean of both seeds"
 
 

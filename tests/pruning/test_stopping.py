@@ -31,7 +31,7 @@ def first_stop(rule: Rule, looks: list[Look]) -> int | None:
 def test_each_rule_stops_at_the_first_epoch_that_it_names(looks: list[Look], target: float, epsilon: float) -> None:
     numbered = list(enumerate(looks, 1))
     assert first_stop(AllEpochs(), looks) is None
-    assert first_stop(AccuracyBack(target), looks) == next((n for n, look in numbered if (look.top1 or 0) >= target), None)
+    assert first_stop(AccuracyBack(target), looks) == next((n for n, look in numbered if (look.score or 0) >= target), None)
     near = [n for n, look in numbered[1:] if (look.distance or 0) <= epsilon]
     assert first_stop(FlowWithin(epsilon), looks) == next(iter(near), None)
     still = [n for n, look in numbered[1:] if (look.distance or 0) > 0.7 * (looks[n - 2].distance or 0)]
