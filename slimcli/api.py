@@ -13,7 +13,7 @@ from slimcli.data.loaders import Data
 from slimcli.data.sources import open_data
 from slimcli.errors import ArchError, DivergedError
 from slimcli.pipeline.origins import Known, builder
-from slimcli.pipeline.outset import start
+from slimcli.pipeline.outset import start, suited
 from slimcli.pipeline.prune import Loop
 from slimcli.pipeline.subject import check_takes
 from slimcli.pipeline.work import Work
@@ -54,9 +54,11 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
     `settings` are the flags of `slim prune` (`data="cifar10"`, `method="hbfp"`, `macs=0.5`, ...). Without a `history` a few
     epochs are observed first. Raises `slimcli.errors.SlimError`.
     """
-    resolved = methods.resolve(PruneSettings(**settings))
+    asked = PruneSettings(**settings)
+    resolved = methods.resolve(asked)
     engine = Engine(resolved)
     data = open_data(resolved, batch_size=resolved.batch_size, seed=resolved.seed, device=str(engine.device))
+    resolved = suited(resolved, asked, data)
     network = copy.deepcopy(model).to(engine.device)
     check_takes(network, data, type(model).__name__)
     known = copy.deepcopy(history) if history is not None else NormHistory(norm=resolved.norm)

@@ -11,7 +11,7 @@ class Phase(Protocol):
     """One stretch of training."""
 
     def step(self, loss: float | None, accuracy: float | None) -> None:
-        """One batch is done; running mean loss and accuracy (percent) of this epoch, where they were read."""
+        """One batch is done; running mean loss of this epoch where it was read, and accuracy (percent) where there is one."""
 
 
 class Progress:

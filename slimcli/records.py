@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 JsonDict = dict[str, Any]
 
@@ -314,8 +315,31 @@ class Ratio:
     high: float
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a network is trained towards and judged by: `loss(model, batch)`, a mean over the batch's images, and
+    `score(model, batches)`, a number. Without them it is classification: cross-entropy, and top-1 accuracy.
+    """
+
+    loss: Callable[[Module, Any], Tensor] | None = None
+    score: Callable[[Module, Iterator[Any]], float] | None = None
+    measure: Measure = TOP1
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it is classification."""
+        return self.loss is None
+
+
+CLASSIFICATION = Task()
+
+
 class Loader(Protocol):
     """One split of a data set, as training and evaluation read it."""
+
+    @property
+    def task(self) -> Task:
+        """What its batches are for."""
 
     @property
     def samples(self) -> int:
@@ -326,5 +350,5 @@ class Loader(Protocol):
     def shard(self, rank: int, world: int) -> Loader:
         """The part of every batch that process `rank` of `world` takes; as many batches, some may be empty in evaluation."""
 
-    def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of epoch `index`: normalised images (B, C, H, W) and labels (B,)."""
+    def epoch(self, index: int) -> Iterator[Any]:
+        """The batches of epoch `index`: normalised images (B, C, H, W), and labels (B,) or what the task has in their place."""

@@ -122,7 +122,13 @@ Widths = Annotated[
 Iterations = Annotated[
     int | None, typer.Option(help="Turns of the loop; 0 only retrains (see --final).", rich_help_panel=_BUDGET)
 ]
-MaxDrop = Annotated[float, typer.Option(help="Points of held-out top-1 that may be lost.", rich_help_panel=_BUDGET)]
+MaxDrop = Annotated[
+    float,
+    typer.Option(
+        help="Points of held-out top-1 that may be lost; of a score of the data's own, percent of the dense network's.",
+        rich_help_panel=_BUDGET,
+    ),
+]
 Criterion = Annotated[
     str | None,
     typer.Option(
@@ -211,10 +217,10 @@ Rewind = Annotated[
 Stop = Annotated[
     str | None,
     typer.Option(
-        help="When retraining after a removal ends: epochs; accuracy (held-out top-1 within --margin of the dense network's); "
-        "plateau (of the training loss); if, gf (information, gradient flow within --epsilon of the dense network's, or as "
-        "near as it comes); flow (as many epochs as the removal broke of the information flow). Never after more than "
-        "--epochs, nor (but for epochs) while accuracy is below --max-drop.",
+        help="When retraining after a removal ends: epochs; accuracy (held-out top-1, or the data's own score, within --margin "
+        "of the dense network's); plateau (of the training loss); if, gf (information, gradient flow within --epsilon of the "
+        "dense network's, or as near as it comes); flow (as many epochs as the removal broke of the information flow). Never "
+        "after more than --epochs, nor (but for epochs) while accuracy is below --max-drop.",
         show_default="the method's",
         rich_help_panel=_PARTS,
     ),
@@ -227,7 +233,7 @@ Epsilon = Annotated[
         rich_help_panel=_PARTS,
     ),
 ]
-Margin = Annotated[float, typer.Option(help="Points of top-1, for --stop accuracy.", rich_help_panel=_PARTS)]
+Margin = Annotated[float, typer.Option(help="As --max-drop, for --stop accuracy.", rich_help_panel=_PARTS)]
 FlowForm = Annotated[str, typer.Option(help="Information flow as correlation, or raw: the mean product.", rich_help_panel=_PARTS)]
 FlowDistance = Annotated[
     str, typer.Option(help="Of a flow from the dense network's: relative, absolute or cosine.", rich_help_panel=_PARTS)

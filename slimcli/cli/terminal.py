@@ -38,7 +38,7 @@ class Terminal(Progress):
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  top-1 {task.fields[accuracy]}  left"),
+            TextColumn("loss {task.fields[loss]}{task.fields[accuracy]}  left"),
             TimeRemainingColumn(),
         )
         with Bars(*columns, console=stderr, transient=True) as bars:
@@ -48,32 +48,33 @@ class Terminal(Progress):
 class _Bar:
     def __init__(self, bars: Bars, name: str, steps: int, done: int) -> None:
         self._bars = bars
-        self._task = bars.add_task(name, total=steps, completed=done, loss="-", accuracy="-")
+        self._task = bars.add_task(name, total=steps, completed=done, loss="-", accuracy="")
 
     def step(self, loss: float | None, accuracy: float | None) -> None:
-        if loss is None or accuracy is None:
+        if loss is None:
             self._bars.advance(self._task)
         else:
-            self._bars.update(self._task, advance=1, loss=f"{loss:.3f}", accuracy=f"{accuracy:5.1f} %")
+            known = "" if accuracy is None else f"  top-1 {accuracy:5.1f} %"
+            self._bars.update(self._task, advance=1, loss=f"{loss:.3f}", accuracy=known)
 
 
 class _Line:
     def __init__(self, name: str, epochs: int, batches: int) -> None:
         self._name, self._epochs, self._started = name, epochs, time.perf_counter()
         self._batches, self._steps, self._told = batches, 0, self._started
-        self._last = (float("nan"), float("nan"))
+        self._last = "loss unknown"
 
     def step(self, loss: float | None, accuracy: float | None) -> None:
         self._steps += 1
-        if loss is None or accuracy is None:
+        if loss is None:
             return
-        self._last = (loss, accuracy)
+        self._last = f"loss {loss:.3f}" + ("" if accuracy is None else f", training top-1 {accuracy:.1f} %")
         now = time.perf_counter()
         if now - self._told > _TELL_EVERY:
             self._told = now
             share = self._steps / (self._epochs * self._batches)
             left = (now - self._started) * (1 - share) / share
-            so_far = f"{self._name}: {share:.0%}, loss {loss:.3f}, training top-1 {accuracy:.1f} %, {left:.0f} s left"
+            so_far = f"{self._name}: {share:.0%}, {self._last}, {left:.0f} s left"
             stderr.print(so_far, markup=False)
 
     @property
@@ -81,5 +82,4 @@ class _Line:
         return time.perf_counter() - self._started
 
     def summary(self) -> str:
-        loss, accuracy = self._last
-        return f"{self._name}: {self._epochs} epoch(s), loss {loss:.3f}, training top-1 {accuracy:.1f} %, {self.seconds:.1f} s"
+        return f"{self._name}: {self._epochs} epoch(s), {self._last}, {self.seconds:.1f} s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slimcli.records import JsonDict, Loader
+from slimcli.records import JsonDict, Loader, Task
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Data:
     name: str
     shape: tuple[int, ...]
     classes: int
+    """How many the labels tell apart; 0 where there are none (`task`)."""
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     train: Loader
@@ -23,3 +24,8 @@ class Data:
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
     """Changes with any image or label; empty where nothing can be known of them."""
+
+    @property
+    def task(self) -> Task:
+        """What its networks are trained towards and judged by."""
+        return self.train.task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import psutil
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from slimcli import processes
 from slimcli.data.folders import Files
 from slimcli.errors import DataError, SettingsError
+from slimcli.records import CLASSIFICATION, Task
 
 Batch = tuple[Tensor, Tensor]
 Images = Tensor | Files
@@ -69,6 +70,7 @@ class ImageLoader:
     Of every batch, the loader gives the images number `rank`, `rank + world`, …: the part of one of `world` processes.
     """
 
+    task: ClassVar[Task] = CLASSIFICATION
     images: Images
     labels: Tensor
     mean: tuple[float, ...]

@@ -142,7 +142,7 @@ def check_fits(data: Data, arch: str, classes: int, input_shape: tuple[int, ...]
             f"{arch} takes images with {input_shape[0]} channel(s), {data.name} has {data.shape[0]}",
             "choose data that fits it",
         )
-    if data.classes != classes:
+    if data.task.classifies and data.classes != classes:
         raise DataError(f"{arch} tells {classes} classes apart, {data.name} has {data.classes}", "choose data that fits it")
     if data.shape != tuple(input_shape):
         raise DataError(

@@ -18,6 +18,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import slimcli
 from slimcli.disk import write_atomically
@@ -47,7 +48,8 @@ def export_onnx(
     metadata: Mapping[str, Any] | None = None,
     tolerance: float = 1e-4,
 ) -> Export:
-    """Write the model as one ONNX file with a dynamic batch (input `input`, output `logits`), and check it.
+    """Write the model as one ONNX file with a dynamic batch (input `input`, output `logits`), and check it. Several outputs are
+    called `output_0`, `output_1`, ... in the order in which the network gives them, those of a dictionary by their keys.
 
     `images` (N, C, H, W), normalised, are what parity is measured on, at batch size N and 1. Raises `ParityError`, and
     leaves no file (an older one stays), when an output differs by more than `tolerance` times the largest output (or
@@ -75,11 +77,11 @@ def _exported(network: nn.Module, images: Tensor) -> onnx.ModelProto:
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             network,
-            (images[:2] if len(images) > 1 else images.repeat(2, 1, 1, 1),),
+            (images[:2] if len(images) > 1 else torch.cat([images, images]),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=list(_outputs(network, images[:1])),
         )
     assert program is not None
     proto = program.model_proto
@@ -94,6 +96,20 @@ def _exported(network: nn.Module, images: Tensor) -> onnx.ModelProto:
     ):
         del part.metadata_props[:]
     return proto
+
+
+def _outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What the network gives, under the names that the file has."""
+    output = network(images)
+    if isinstance(output, Tensor):
+        return {OUTPUT: output}
+    named = output if isinstance(output, Mapping) else dict(enumerate(tree_leaves(output)))
+    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    if len(tensors) < len(tree_leaves(output)):
+        raise TypeError(f"its output is nested or holds more than tensors: {type(output).__name__}")
+    if len(tensors) == 1:
+        return {OUTPUT: next(iter(tensors.values()))}
+    return {key if isinstance(key, str) else f"output_{key}": value for key, value in tensors.items()}
 
 
 def _reason(error: BaseException) -> str:
@@ -131,13 +147,14 @@ def _checked(network: nn.Module, path: Path, images: Tensor, tolerance: float) -
     worst, largest = 0.0, 1.0
     for batch in (images, images[:1]):
         with torch.no_grad():
-            expected = network(batch).numpy()
-        found = session.run([OUTPUT], {INPUT: batch.numpy()})[0]
-        if found.shape != expected.shape:
-            raise ParityError(f"the exported file gives {found.shape}, torch {expected.shape}", "report this network")
-        difference = float(np.abs(found - expected).max())
-        worst = max(worst, difference) if np.isfinite(difference) else float("inf")
-        largest = max(largest, float(np.abs(expected).max()))
+            outputs = _outputs(network, batch)
+        for found, output in zip(session.run(list(outputs), {INPUT: batch.numpy()}), outputs.values(), strict=True):
+            expected = output.numpy()
+            if found.shape != expected.shape:
+                raise ParityError(f"the exported file gives {found.shape}, torch {expected.shape}", "report this network")
+            difference = float(np.abs(found - expected).max())
+            worst = max(worst, difference) if np.isfinite(difference) else float("inf")
+            largest = max(largest, float(np.abs(expected).max()))
     if not worst <= tolerance * largest:
         raise ParityError(
             f"the exported file differs from torch by {worst:.3g}, more than {tolerance * largest:.3g}; no file was left",
@@ -164,7 +181,7 @@ def _check_shapes(network: nn.Module, loaded: onnx.ModelProto, images: Tensor) -
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX image classifier that can be called like a torch module; it runs in onnxruntime on the CPU."""
+    """An ONNX file that can be called like a torch module (and gives its first output); it runs in onnxruntime on the CPU."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -175,10 +192,10 @@ class OnnxNetwork(nn.Module):
         except Exception as error:
             raise InputError(f"onnxruntime cannot open {path}: {str(error).splitlines()[0][:200]}", "export it again") from error
         entry, output = self._session.get_inputs()[0], self._session.get_outputs()[0]
-        if len(entry.shape) != 4 or entry.type != "tensor(float)" or not all(isinstance(n, int) for n in entry.shape[1:]):
+        if len(entry.shape) < 3 or entry.type != "tensor(float)" or not all(isinstance(n, int) for n in entry.shape[1:]):
             raise InputError(f"{path} takes {entry.type} {entry.shape}, not float images", "name a file that `slim export` wrote")
         self._input = entry.name
-        self.input_shape = (entry.shape[1], entry.shape[2], entry.shape[3])
+        self.input_shape = tuple(entry.shape[1:])
         self.classes = output.shape[-1] if isinstance(output.shape[-1], int) else None
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.normalisation = _normalisation(metadata.get("preprocessing", "{}"))
@@ -186,7 +203,7 @@ class OnnxNetwork(nn.Module):
         self._fixed_batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, C, H, W) to logits (N, classes)."""
+        """Normalised images (N, C, H, W) to the first output, for a classifier logits (N, classes)."""
         if self._fixed_batch is None:
             return self._run(images)
         outputs = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory, filter_norms
 from slimcli.pruning.merging import Merge, TiedUnits, WeightTie, is_scalable, lengths, silent_units
 from slimcli.pruning.rankings import CRITERIA, GroupView, losers
-from slimcli.pruning.scores import IMAGES, MEASURES
+from slimcli.pruning.scores import IMAGES, MEASURES, Examples
 from slimcli.records import ChannelGroup, Choice, JsonDict, Loader
 from slimcli.settings import PruneSettings
 from slimcli.training.losses import PENALTIES, Objective, Penalty, TiedPair, batch_norm_scales
@@ -35,7 +36,8 @@ def choose(
     wirings = network.wirings(data.shape) if settings.merge or name in MEASURES else {}
     scores: list[Tensor | None] = [None] * len(groups)
     if name in MEASURES:
-        scores[:] = MEASURES[name](network.model, groups, wirings, partial(first_batches, data.train, IMAGES))
+        examples = Examples(partial(first_batches, data.train, IMAGES), data.task)
+        scores[:] = MEASURES[name](network.model, groups, wirings, examples)
     return [
         CRITERIA[name](
             GroupView(
@@ -119,12 +121,12 @@ def merges_of(
     return [(wirings[c.group], [(i, j) if j in removal[c.group] else (j, i) for i, j in c.pairs]) for c in choices if c.pairs]
 
 
-def first_batches(loader: Loader, images: int) -> Iterator[tuple[Tensor, Tensor]]:
+def first_batches(loader: Loader, images: int) -> Iterator[Any]:
     """The loader's first batches, of at least so many images."""
     seen = 0
-    for batch, labels in loader.shard(0, 1).epoch(0):
-        yield batch, labels
-        seen += len(batch)
+    for batch in loader.shard(0, 1).epoch(0):
+        yield batch
+        seen += len(batch[0])
         if seen >= images:
             return
 

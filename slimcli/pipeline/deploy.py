@@ -27,7 +27,7 @@ PARITY_IMAGES = 64
 
 def first_images(loader: Loader, count: int = PARITY_IMAGES) -> Tensor:
     """The first images of a split, as the network gets them."""
-    images = next(loader.epoch(0))[0]
+    images: Tensor = next(iter(loader.epoch(0)))[0]
     return images[:count].cpu()
 
 

@@ -17,7 +17,7 @@ from slimcli.errors import ArchError, CheckpointError, RunDirError
 from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.finish import Prepared, Result, finish, frozen, snapshot
 from slimcli.pipeline.origins import Known, builder
-from slimcli.pipeline.outset import go_on, start
+from slimcli.pipeline.outset import go_on, start, suited
 from slimcli.pipeline.prune import Loop
 from slimcli.pipeline.resume import check_data, cut_journal, folder_of, is_complete, read_state, resumable, settings_of
 from slimcli.pipeline.state import DONE, Nowhere, State, checksum
@@ -36,9 +36,10 @@ _CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin")
 
 def prepare(settings: PruneSettings) -> Prepared:
     """Read and check everything that the job needs; raises an `InputError` where something does not fit."""
-    settings = methods.resolve(settings)
+    asked, settings = settings, methods.resolve(settings)
     loaded = checkpoint.load(settings.model, settings.arch, settings.trust_pickle)
     subject = open_subject(loaded, settings, batch_size=settings.batch_size, seed=settings.seed, device=settings.device)
+    settings = suited(settings, asked, subject.data)
     history = _history(settings, subject)
     notes = [*subject.data.notes, *methods.without_effect(settings)]
     if subject.checkpoint.foreign and settings.val_data is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimcli.data.loaders import Data
+from slimcli.networks.batches import moved
 from slimcli.networks.layers import layers_of
 from slimcli.networks.modes import channels_last
 from slimcli.pipeline.origins import Origins
@@ -100,21 +101,21 @@ class Watch:
         total = self._engine.group.sum
         with self._engine.memory_named("measuring a flow"), channels_last(model):
             if self._settings.stop == "gf":
-                return dict(flow.gradients(model, self._batches(), total=total))
+                return dict(flow.gradients(model, self._batches(), task=self._data.task, total=total))
             if self._writers is None:  # the names of layers: a removal does not change them
                 self._writers = consecutive(model, self._data.shape)
             form = self._settings.flow_form
             return dict(flow.information_flow(model, self._batches(), form, writers=self._writers, total=total))
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterator[Any]:
         """This process's part of the first training batches that hold so many images, on the device; the same ones each time."""
         seed_everything(self._settings.seed, FLOW_IMAGES)
         group, device, train = self._engine.group, self._engine.device, self._data.train
         per_batch = -(-train.samples // len(train))  # a user's loader has batches of its own size
         assert self._settings.flow_samples is not None  # `methods.resolve` fills it in
         batches = -(-self._settings.flow_samples // per_batch)
-        for images, labels in islice(train.shard(group.rank, group.size).epoch(0), batches):
-            yield images.to(device), labels.to(device)
+        for batch in islice(train.shard(group.rank, group.size).epoch(0), batches):
+            yield moved(batch, device)
 
 
 def _newly_removed(before: Network, after: Network) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -67,6 +68,20 @@ def start(
     plan = Plan.of(settings, network, data.shape)
     plan.budget.check_possible(network)
     return state, plan, Origins(model, groups, data.shape, known)
+
+
+def suited(settings: PruneSettings, asked: PruneSettings, data: Data) -> PruneSettings:
+    """The settings for what the data ask of a network; `asked` are those before `methods.resolve`.
+
+    Raises `SettingsError` where a teacher was asked for, and there are no classes to teach.
+    """
+    if data.task.classifies or not settings.distill:
+        return settings
+    if asked.distill or asked.teacher is not None:
+        raise SettingsError(
+            f"a teacher teaches classes, and {data.name} has a loss of its own", "leave --distill and --teacher out"
+        )
+    return replace(settings, distill=False)
 
 
 def go_on(

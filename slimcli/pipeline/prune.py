@@ -122,7 +122,7 @@ class Loop:
         if not processes.is_main():
             return {}
         with self.work.engine.memory_named("counting dead filters"):
-            images = (batch for batch, _ in first_batches(self.work.data.held_out, self.work.data.held_out.samples))
+            images = (batch[0] for batch in first_batches(self.work.data.held_out, self.work.data.held_out.samples))
             return dead_units(self.work.state.network, images, self.work.data.shape)
 
     def _outcome(self) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from slimcli.data.loaders import Data
 from slimcli.data.sources import check_fits, open_data
 from slimcli.errors import DataError
 from slimcli.networks import resolve
+from slimcli.networks.batches import moved
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.settings import DataSettings
 from slimcli.training.group import pick_device
@@ -60,7 +62,9 @@ def open_subject(
 
 @torch.no_grad()
 def check_takes(model: nn.Module, data: Data, arch: str) -> None:
-    """Raise `DataError` unless the network runs on the data's images and tells as many classes apart. Ends in eval mode."""
+    """Raise `DataError` unless the network runs on the data's images and tells as many classes apart; where the data has its own
+    loss and score, unless these work on it. Ends in eval mode.
+    """
     try:
         outputs = model.eval()(torch.zeros(2, *data.shape, device=next(model.parameters()).device))
     except Exception as error:
@@ -69,7 +73,25 @@ def check_takes(model: nn.Module, data: Data, arch: str) -> None:
             f"{arch} cannot take images of {data.shape} from {data.name} ({type(error).__name__}: {first_line[:120]})",
             "choose data that fits it",
         ) from error
+    if not data.task.classifies:
+        _check_task(model, data)
+        return
     shape = getattr(outputs, "shape", None)
     if shape != (2, data.classes):
         found = f"gives {tuple(shape)} for two images" if shape is not None else f"gives a {type(outputs).__name__}"
         raise DataError(f"{arch} {found}, and {data.name} has {data.classes} classes", "choose data that fits it")
+
+
+def _check_task(model: nn.Module, data: Data) -> None:
+    """Raise `DataError` where the loss or the score of the data raises, on the first held-out batch."""
+    batch, task = moved(next(iter(data.held_out.epoch(0))), next(model.parameters()).device), data.task
+    assert task.loss is not None
+    assert task.score is not None
+    for name, call in (("loss", partial(task.loss, model, batch)), ("score", partial(task.score, model, iter([batch])))):
+        try:
+            float(call())
+        except Exception as error:
+            raise DataError(
+                f"the {name} of {data.name} fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}",
+                "it is called as loss(model, batch) or score(model, batches), and gives a number; --debug shows where",
+            ) from error

@@ -89,7 +89,7 @@ class Turn:
             merges = merges_of(network, self.work.state.choices, removal, shape)
             seed_everything(self.work.settings.seed, self.work.engine.epochs_done)
             with self.work.engine.memory_named("measuring the factors of a merge"):
-                images = (batch for batch, _ in first_batches(self.work.data.train, MERGE_IMAGES))
+                images = (batch[0] for batch in first_batches(self.work.data.train, MERGE_IMAGES))
                 factors = factors_of(network.model, images, merges) if processes.is_main() else []
             merge(network.model, merges, self.work.engine.group.broadcast(factors))
         remove(network, removal, shape, self.work.settings.linear)

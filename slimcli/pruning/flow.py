@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcli.errors import FlowError
+from slimcli.networks.batches import moved
 from slimcli.networks.layers import by_filter, filters, layers_of
 from slimcli.networks.modes import evaluating, same_random_numbers
 from slimcli.pruning.dataflow import consecutive
+from slimcli.records import CLASSIFICATION, Task
 from slimcli.settings import FLOW_FORMS
 
 Flow = Mapping[Any, Tensor]
@@ -74,24 +76,25 @@ def information_flow(
 
 def gradient_flow(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Any],
     *,
+    task: Task = CLASSIFICATION,
     masks: Mapping[str, Tensor] | None = None,
     total: Sum = _alone,
 ) -> dict[str, Tensor]:
     """For each conv and linear layer a float32 vector: the Euclidean norm of each filter's gradient.
 
-    It is the gradient of the mean cross-entropy over all images of `batches` (images, labels), times the layer's mask where
-    `masks` has one by its name. Otherwise as `information_flow`.
+    It is the gradient of the mean loss (cross-entropy, or the task's own) over all images of `batches` (images, labels), times
+    the layer's mask where `masks` has one by its name. Otherwise as `information_flow`.
     """
-    return filter_gradients(model, gradients(model, batches, total=total), masks)
+    return filter_gradients(model, gradients(model, batches, task=task, total=total), masks)
 
 
-def gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, total: Sum = _alone) -> dict[str, Tensor]:
-    """For each conv and linear layer the gradient of the mean cross-entropy by its weights: float32, of the weights' shape."""
+def gradients(model: nn.Module, batches: Iterable[Any], *, task: Task = CLASSIFICATION, total: Sum = _alone) -> dict[str, Tensor]:
+    """For each conv and linear layer the gradient of the mean loss by its weights: float32, of the weights' shape."""
     sums = {name: torch.zeros_like(layer.weight, dtype=torch.float64) for name, layer in layers_of(model).items()}
     count = 0
-    for of_batch, images in gradients_of_batches(model, batches):
+    for of_batch, images in gradients_of_batches(model, batches, task):
         for name, gradient in of_batch.items():
             sums[name] += gradient
         count += images
@@ -105,20 +108,29 @@ def gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, tot
     return means
 
 
-def gradients_of_batches(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[dict[str, Tensor], int]]:
-    """For each batch (images, labels) the gradients of the sum of its cross-entropies by the weights of all layers that it
-    reaches, and how many images it has. The model is left as it is, once the iterator is at its end or closed.
+def gradients_of_batches(
+    model: nn.Module, batches: Iterable[Any], task: Task = CLASSIFICATION
+) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """For each batch the gradients of the sum of its images' losses by the weights of all layers that it reaches, and how many
+    images it has. The model is left as it is, once the iterator is at its end or closed.
     """
     weights = {name: layer.weight for name, layer in layers_of(model).items()}
     device = next(model.parameters()).device
     with _watched(model, ()), torch.enable_grad(), _requiring_grad(weights.values()):
-        for images, labels in batches:
-            if not len(labels):
+        for batch in batches:
+            if not (count := len(batch[0])):
                 continue
-            images, labels = images.to(device), labels.to(device)
-            loss = F.cross_entropy(model(images).float(), labels, reduction="sum")
+            loss = _summed_loss(model, moved(batch, device), task)
             found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-            yield {name: each for name, each in zip(weights, found, strict=True) if each is not None}, len(labels)
+            yield {name: each for name, each in zip(weights, found, strict=True) if each is not None}, count
+
+
+def _summed_loss(model: nn.Module, batch: Any, task: Task) -> Tensor:
+    """The sum of the losses of a batch's images."""
+    if task.loss is not None:
+        return task.loss(model, batch) * len(batch[0])
+    images, labels = batch
+    return F.cross_entropy(model(images).float(), labels, reduction="sum")
 
 
 def filter_gradients(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,17 +15,22 @@ from slimcli.networks.layers import Layer, by_filter, filters, layers_of
 from slimcli.networks.modes import evaluating
 from slimcli.pruning.flow import gradients_of_batches
 from slimcli.pruning.history import filter_norms
-from slimcli.records import ChannelGroup, Wiring
-
-Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
-"""Training images and labels, from the first each time it is called."""
+from slimcli.records import CLASSIFICATION, ChannelGroup, Task, Wiring
 
 IMAGES = 512
 """How many images a score is measured on (HRank's are 500)."""
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Training batches, from the first each time `batches` is called, and what they are for."""
+
+    batches: Callable[[], Iterator[Any]]
+    task: Task = CLASSIFICATION
+
+
 def batch_norm_scales(
-    model: nn.Module, groups: Sequence[ChannelGroup], wirings: Mapping[str, Wiring], _: Batches | None = None
+    model: nn.Module, groups: Sequence[ChannelGroup], wirings: Mapping[str, Wiring], _: Examples | None = None
 ) -> list[Tensor]:
     """Network Slimming (arXiv:1708.06519): the absolute scale of the batch norm behind each filter, summed over the group.
 
@@ -48,13 +54,13 @@ def batch_norm_scales(
     return scores
 
 
-def taylor(model: nn.Module, groups: Sequence[ChannelGroup], _: Mapping[str, Wiring], batches: Batches) -> list[Tensor]:
+def taylor(model: nn.Module, groups: Sequence[ChannelGroup], _: Mapping[str, Wiring], examples: Examples) -> list[Tensor]:
     """First-order Taylor expansion (arXiv:1906.10771, Eq. 8): the squares of weight times gradient, summed over a filter's
     weights, over the group and over batches.
     """
     layers = layers_of(model)
     sums = {name: torch.zeros(filters(layer), dtype=torch.float64) for name, layer in layers.items()}
-    for gradients, images in gradients_of_batches(model, batches()):
+    for gradients, images in gradients_of_batches(model, examples.batches(), examples.task):
         for name, gradient in gradients.items():
             product = layers[name].weight.detach().double() * gradient.double() / images
             sums[name] += by_filter(layers[name], product).square().flatten(1).sum(1).cpu()
@@ -63,7 +69,7 @@ def taylor(model: nn.Module, groups: Sequence[ChannelGroup], _: Mapping[str, Wir
 
 @torch.no_grad()
 def feature_map_ranks(
-    model: nn.Module, groups: Sequence[ChannelGroup], wirings: Mapping[str, Wiring], batches: Batches
+    model: nn.Module, groups: Sequence[ChannelGroup], wirings: Mapping[str, Wiring], examples: Examples
 ) -> list[Tensor]:
     """HRank (arXiv:2002.10179): the rank of each filter's feature map, behind its batch norm and clamped at 0 as ReLU does,
     summed over images and over the group; of equal ranks the lower norm is less. Layers without maps (linear) have only norms.
@@ -86,8 +92,8 @@ def feature_map_ranks(
     ]
     try:
         with evaluating(model):
-            for images, _ in batches():
-                model(images.to(next(model.parameters()).device))
+            for batch in examples.batches():
+                model(batch[0].to(next(model.parameters()).device))
     finally:
         for handle in handles:
             handle.remove()
@@ -101,7 +107,7 @@ def _of_group(group: ChannelGroup, layers: Mapping[str, Layer], ranks: Mapping[s
     return sum(whole, norms / (norms.max() + 1))
 
 
-MEASURES: Mapping[str, Callable[[nn.Module, Sequence[ChannelGroup], Mapping[str, Wiring], Batches], list[Tensor]]] = {
+MEASURES: Mapping[str, Callable[[nn.Module, Sequence[ChannelGroup], Mapping[str, Wiring], Examples], list[Tensor]]] = {
     "bn": batch_norm_scales,
     "taylor": taylor,
     "hrank": feature_map_ranks,

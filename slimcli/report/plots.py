@@ -161,6 +161,7 @@ def loss(result: Result) -> Plot | None:
     epochs = result.of_kind("epoch")
     if not epochs:
         return None
+    accuracy = any(epoch.get("top1") is not None for epoch in epochs)
     return Plot(
         name="loss",
         title="Training loss",
@@ -169,9 +170,9 @@ def loss(result: Result) -> Plot | None:
         "dotted vertical lines mark surgeries.",
         size=(9, 3.4),
         draw=lambda figure: _draw_loss(figure, epochs, _surgeries(result)),
-        head=("epoch", "phase", "loss", "training top-1"),
+        head=("epoch", "phase", "loss", *(("training top-1",) if accuracy else ())),
         rows=tuple(
-            (str(number), str(epoch["phase"]), f"{epoch['loss']:.4g}", _top1(epoch.get("top1")))
+            (str(number), str(epoch["phase"]), f"{epoch['loss']:.4g}", *((_top1(epoch.get("top1")),) if accuracy else ()))
             for number, epoch in enumerate(epochs, start=1)
         ),
     )

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
-from slimcli.errors import DivergedError, MemoryShortError
+from slimcli.errors import DataError, DivergedError, MemoryShortError
+from slimcli.networks.batches import moved
 from slimcli.networks.modes import channels_last, evaluating
 from slimcli.progress import Phase, Progress
-from slimcli.records import Loader, Score
+from slimcli.records import Loader, Score, Task
 from slimcli.settings import FitSettings
 from slimcli.training.group import Group
 from slimcli.training.losses import PLAIN, Objective
@@ -29,13 +30,13 @@ READ_EVERY = 20  # steps between two looks at the loss: each look makes the host
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of training: mean loss (penalty included), training accuracy in percent, seconds."""
+    """One epoch of training: mean loss (penalty included), training accuracy in percent (None in another task), seconds."""
 
     phase: str
     index: int
     epochs: int
     loss: float
-    top1: float
+    top1: float | None
     seconds: float
 
 
@@ -78,7 +79,7 @@ class Engine:
     ) -> None:
         """Train for `epochs` epochs under a learning-rate schedule of that length, with a new optimizer; or go on from `done`.
 
-        `objective` says what is trained towards beside cross-entropy. `after_epoch` ends the phase where it returns True.
+        `objective` says what is trained towards beside the task's loss. `after_epoch` ends the phase where it returns True.
         Everything random in an epoch follows from the seed and the number of epochs done, so that a phase that goes on ends as
         one that was not interrupted. Raises `DivergedError` at the first look at a loss that is not finite, or at weights that
         are not at an epoch's end (before `after_epoch` could take them for good), and `MemoryShortError`. The model ends in
@@ -100,33 +101,27 @@ class Engine:
                 where = f"epoch {index + 1} of {epochs} ({phase})"
                 seed_everything(self.settings.seed, self.epochs_done)
 
-                def step(images: Tensor, labels: Tensor, number: int, index: int = index) -> Tensor:
+                def step(batch: Any, number: int, index: int = index) -> Tensor:
                     progress = (index + number / len(part)) / epochs
                     for group in optimizer.param_groups:
                         group["lr"] = self.lr_scale * rate * lr_factor(schedule or self.settings.schedule, progress)
-                    with self.group.autocast():
-                        logits = forward(images)
-                    logits = logits.float()
-                    loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
-                    if objective.teacher is not None:
-                        with self.group.autocast():
-                            loss = objective.teacher.blend(loss, logits, images)
+                    loss, correct = self._loss(forward, batch, train.task, objective)
                     if objective.penalty is not None:
                         loss = loss + objective.penalty(model)
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()  # type: ignore[no-untyped-call]
-                    self._average_gradients(model, len(labels))
+                    self._average_gradients(model, len(batch[0]))
                     if self.settings.clip_norm:
                         # Right after a removal a few steps have gradients that would throw the survivors away.
                         nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
                     optimizer.step()
                     if objective.constraint is not None:
                         objective.constraint(model, index * len(part) + number + 1, epochs * len(part))
-                    correct = (logits.detach().argmax(1) == labels).sum()
-                    return torch.stack([loss.detach().double() * len(labels), correct.double()])
+                    return torch.stack([loss.detach().double() * len(batch[0]), correct.double()])
 
                 with self.group.losses_named(), self.memory_named(where):
-                    loss, top1 = self._epoch(part, step, bar, where)
+                    loss, accuracy = self._epoch(part, step, bar, where)
+                    top1 = accuracy if train.task.classifies else None
                     self._share_statistics(model)
                 if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
                     raise self._diverged(f"the weights are not finite after {where}")
@@ -136,6 +131,25 @@ class Engine:
                     epoch = Epoch(phase, index, epochs, loss, top1, seconds)
                     if after_epoch(epoch, FitState(index + 1, optimizer.state_dict())):
                         break
+
+    def _loss(self, forward: nn.Module, batch: Any, task: Task, objective: Objective) -> tuple[Tensor, Tensor]:
+        """The mean loss of a batch, and how many of its images are classified as they should be (nothing, in another task)."""
+        if task.loss is not None:
+            with self.group.autocast():
+                loss = task.loss(forward, batch)
+            if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+                what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+                raise DataError(f"the loss of the data is {what}", "return a scalar tensor that depends on the model's outputs")
+            return loss.float(), torch.zeros((), device=self.device)
+        images, labels = batch
+        with self.group.autocast():
+            logits = forward(images)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+        if objective.teacher is not None:
+            with self.group.autocast():
+                loss = objective.teacher.blend(loss, logits, images)
+        return loss, (logits.detach().argmax(1) == labels).sum()
 
     def _compiled(self, model: nn.Module) -> nn.Module:
         """The model as it is called in training."""
@@ -162,7 +176,7 @@ class Engine:
         for gradient, mean in zip(gradients, torch.split(total[:-1] / total[-1], sizes), strict=True):
             gradient.copy_(mean.view(gradient.shape))  # in the gradient's own layout, which the optimizer counts on
 
-    def _epoch(self, train: Loader, step: Callable[[Tensor, Tensor, int], Tensor], bar: Phase, where: str) -> tuple[float, float]:
+    def _epoch(self, train: Loader, step: Callable[[Any, int], Tensor], bar: Phase, where: str) -> tuple[float, float]:
         """One pass over the training images; mean loss and accuracy in percent."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, correct, seen
 
@@ -172,17 +186,20 @@ class Engine:
                 raise self._diverged(f"the loss is {loss_sum / seen} in {where}")
             return loss_sum / seen, 100 * correct / seen
 
-        for number, (images, labels) in enumerate(train.epoch(self.epochs_done)):
+        def tell(loss: float, accuracy: float) -> None:
+            bar.step(loss, accuracy if train.task.classifies else None)
+
+        for number, batch in enumerate(train.epoch(self.epochs_done)):
             if number and number % READ_EVERY == 0:
-                bar.step(*read())
+                tell(*read())
             elif number:
                 bar.step(None, None)
-            images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-            sums[:2] += step(images, labels, number)
-            sums[2] += len(labels)
-        mean, top1 = read()
-        bar.step(mean, top1)
-        return mean, top1
+            batch = moved(batch, self.device)
+            sums[:2] += step(batch, number)
+            sums[2] += len(batch[0])
+        mean, accuracy = read()
+        tell(mean, accuracy)
+        return mean, accuracy
 
     @torch.no_grad()
     def _share_statistics(self, model: nn.Module) -> None:
@@ -211,11 +228,14 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, loader: Loader) -> Score:
-        """Top-1 accuracy in percent and mean cross-entropy over a split, in eval mode and in full precision.
+        """Top-1 accuracy in percent and mean cross-entropy over a split (or the task's own score and loss), in eval mode and in
+        full precision.
 
         What a user's loader draws at random follows from the seed and the epochs done, as in training.
         """
         seed_everything(self.settings.seed, self.epochs_done)
+        if not loader.task.classifies:
+            return self._own_score(model, loader)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         with evaluating(model), channels_last(model), self.group.losses_named(), self.memory_named("measuring accuracy"):
             for images, labels in loader.shard(self.group.rank, self.group.size).epoch(0):
@@ -228,6 +248,25 @@ class Engine:
                 sums[2] += len(labels)
             loss, correct, samples = self.group.sum(sums).tolist()
         return Score(100 * correct / samples, loss / samples, int(samples))
+
+    def _own_score(self, model: nn.Module, loader: Loader) -> Score:
+        """The score and the mean loss of a user's task: of the whole split, which no sum over parts of it would give."""
+        task, whole = loader.task, loader.shard(0, 1)
+        assert task.loss is not None
+        assert task.score is not None
+        with evaluating(model), channels_last(model), self.memory_named("measuring the score"):
+            total = 0.0
+            for batch in whole.epoch(0):
+                batch = moved(batch, self.device)
+                total += float(task.loss(model, batch)) * len(batch[0])
+            score = task.score(model, (moved(batch, self.device) for batch in whole.epoch(0)))
+        try:
+            value = float(score)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise DataError(f"the score {task.measure.name} of the data is {score!r}", "return a finite number")
+        return self.group.broadcast(Score(value, total / loader.samples, loader.samples, task.measure))
 
     @contextmanager
     def memory_named(self, where: str) -> Iterator[None]:

@@ -11,6 +11,7 @@ import torch
 from slimcli.data.loaders import Data
 from slimcli.data.sources import open_data
 from slimcli.errors import DataError
+from slimcli.records import CLASSIFICATION, Measure
 from slimcli.settings import DataSettings
 
 START = """
@@ -196,3 +197,55 @@ def test_another_seed_is_another_order(tmp_path: Path) -> None:
 
 def test_nothing_is_known_of_whether_the_data_changed(tmp_path: Path) -> None:
     assert opened(tmp_path, "def loaders():\n    return first, last\n").fingerprint == ""
+
+
+TASK = """
+def loss(model, batch):
+    return model(batch[0]).mean()
+def spread(model, batches):
+    return sum(float(model(images).std()) for images, _ in batches)
+"""
+
+
+def test_a_dictionary_holds_the_loaders_and_what_they_are_for(tmp_path: Path) -> None:
+    body = TASK + "def loaders():\n    return {'train': first, 'test': last, 'loss': loss, 'score': spread}\n"
+    data = opened(tmp_path, body)
+    assert (data.train.samples, data.held_out.samples, data.test.samples, data.classes) == (36, 4, 12, 0)
+    assert all(part.task is data.task for part in (data.train, data.held_out, data.test))
+    assert (data.task.measure, data.task.classifies) == (Measure("spread"), False)
+    body = body.replace("'score': spread", "'score': spread, 'score_name': 'range', 'higher_is_better': False, 'held_out': last")
+    data = opened(tmp_path, body)
+    assert (data.task.measure, data.held_out.samples) == (Measure("range", higher=False), 12)
+
+
+def test_a_dictionary_without_a_loss_is_classification(tmp_path: Path) -> None:
+    data = opened(tmp_path, "def loaders():\n    return {'train': first, 'test': last, 'held_out': last}\n")
+    assert (data.task, data.classes, data.held_out.samples) == (CLASSIFICATION, 3, 12)
+
+
+def test_behind_the_images_there_may_be_anything(tmp_path: Path) -> None:
+    body = TASK + (
+        "odd = [(images, [{'boxes': labels[:2]}] * 4, 'text')] * 2\n"
+        "def loaders():\n    return {'train': odd, 'held_out': odd, 'test': odd, 'loss': loss, 'score': spread}\n"
+    )
+    data = opened(tmp_path, body)
+    assert [batch[2] for batch in data.train.epoch(0)] == ["text", "text"]
+
+
+WRONG_TASKS = {
+    "'train': first": "returns no test",
+    "'train': first, 'test': last, 'lose': 1": "returns lose",
+    "'train': first, 'test': last, 'loss': loss": "returns no score",
+    "'train': first, 'test': last, 'score': spread": "returns no loss",
+    "'train': first, 'test': last, 'loss': 1, 'score': spread": "returns no loss",
+    "'train': first, 'test': last, 'loss': loss, 'score': spread, 'score_name': 'top1'": "score_name is 'top1'",
+    "'train': first, 'test': last, 'loss': loss, 'score': spread, 'higher_is_better': 'no'": "higher_is_better is 'no'",
+    "'train': [[labels]], 'test': last, 'held_out': last, 'loss': loss, 'score': spread": "images are torch.int64",
+}
+
+
+@pytest.mark.parametrize("content", WRONG_TASKS)
+def test_a_dictionary_that_is_not_as_it_should_be_is_told_in_a_sentence(tmp_path: Path, content: str) -> None:
+    with pytest.raises(DataError) as error:
+        opened(tmp_path, f"{TASK}def loaders():\n    return {{{content}}}\n")
+    assert WRONG_TASKS[content] in str(error.value)

@@ -111,3 +111,44 @@ def test_what_is_no_image_network_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "text.onnx", tmp_path / "nowhere.onnx"):
         with pytest.raises(InputError):
             OnnxNetwork(path)
+
+
+class TwoOutputs(nn.Module):
+    """A spatial map and a vector."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.named, self.conv, self.fc = named, nn.Conv2d(3, 5, 3), nn.Linear(5, 2)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor] | dict[str, Tensor]:
+        maps = self.conv(images).relu()
+        vector = self.fc(maps.mean((2, 3)))
+        return {"maps": maps, "vector": vector} if self.named else (maps, vector)
+
+
+@pytest.mark.parametrize(("named", "names"), [(True, ["maps", "vector"]), (False, ["output_0", "output_1"])])
+def test_all_outputs_are_exported_and_checked(
+    named: bool, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "two.onnx"
+    done = export_onnx(TwoOutputs(named), path, torch.randn(3, 3, 8, 8))
+    assert done.max_error < 1e-5
+    assert [output.name for output in onnx.load(path).graph.output] == names
+    honest = deploy._exported
+
+    def tampered(network: nn.Module, images: Tensor) -> onnx.ModelProto:
+        other = TwoOutputs(named)
+        other.conv.load_state_dict(network.conv.state_dict())  # type: ignore[union-attr,arg-type]
+        return honest(other, images)
+
+    monkeypatch.setattr(deploy, "_exported", tampered)
+    with pytest.raises(ParityError, match="differs"):
+        export_onnx(TwoOutputs(named), path, torch.randn(3, 3, 8, 8))
+
+
+def test_a_signal_is_exported_too(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8, 3))
+    export_onnx(model, tmp_path / "signal.onnx", torch.randn(1, 2, 10))
+    signals = torch.randn(5, 2, 10)
+    with torch.no_grad():
+        np.testing.assert_allclose(OnnxNetwork(tmp_path / "signal.onnx")(signals), model(signals), atol=1e-5)

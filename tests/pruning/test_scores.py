@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from slimcli.errors import ArchError
 from slimcli.pruning import surgery
 from slimcli.pruning.history import filter_norms
-from slimcli.pruning.scores import MEASURES
+from slimcli.pruning.scores import MEASURES, Examples
 from slimcli.pruning.wiring import wiring_of
 from slimcli.records import ChannelGroup, Wiring
 from tests import tiny
@@ -39,7 +39,7 @@ def test_every_unit_has_a_score_and_the_network_is_left_alone(criterion: str, ne
     before = {key: value.clone() for key, value in model.state_dict().items()}
     if criterion == "bn":
         groups = [group for group in groups if all(maker.norm for maker in wirings[group.name].makers if not maker.scales)]
-    scores = MEASURES[criterion](model, groups, wirings, batches)
+    scores = MEASURES[criterion](model, groups, wirings, Examples(batches))
     assert [len(score) for score in scores] == [group.channels for group in groups]
     assert all(bool(score.isfinite().all()) and bool((score >= 0).all()) for score in scores)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -50,7 +50,9 @@ def test_every_unit_has_a_score_and_the_network_is_left_alone(criterion: str, ne
 def test_taylor_is_the_square_of_weight_times_gradient() -> None:
     model = tiny.Residual().eval()
     groups, wirings = of(model)
-    scores = dict(zip([group.name for group in groups], MEASURES["taylor"](model, groups, wirings, batches), strict=True))
+    scores = dict(
+        zip([group.name for group in groups], MEASURES["taylor"](model, groups, wirings, Examples(batches)), strict=True)
+    )
     (group,) = (group for group in groups if group.name == "stem")
     expected = np.zeros(group.channels)
     for images, labels in batches():
@@ -71,16 +73,18 @@ def test_batch_norms_scales_are_summed_over_the_group() -> None:
     convs = [group for group in groups if group.name.startswith("conv")]
     with torch.no_grad():
         model.bn1.weight.copy_(torch.linspace(-1, 1, len(model.bn1.weight)))
-    (first, *_) = MEASURES["bn"](model, convs[:1], wirings, batches)
+    (first, *_) = MEASURES["bn"](model, convs[:1], wirings, Examples(batches))
     assert torch.equal(first, model.bn1.weight.detach().abs().double())
     with pytest.raises(ArchError, match="batch norm"):
-        MEASURES["bn"](model, [group for group in groups if group.name == "fc1"], wirings, batches)
+        MEASURES["bn"](model, [group for group in groups if group.name == "fc1"], wirings, Examples(batches))
 
 
 def test_ranks_are_numpys_of_maps_behind_norm_and_relu_and_equal_ones_go_by_norm() -> None:
     model = tiny.Chain().eval()
     groups, wirings = of(model)
-    scores = dict(zip([group.name for group in groups], MEASURES["hrank"](model, groups, wirings, batches), strict=True))
+    scores = dict(
+        zip([group.name for group in groups], MEASURES["hrank"](model, groups, wirings, Examples(batches)), strict=True)
+    )
     with torch.no_grad():
         first = F.relu(model.bn1(model.conv1(IMAGES)))
         maps = {"conv1": first, "conv2": F.relu(model.bn2(model.conv2(first)))}

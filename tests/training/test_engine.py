@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimcli.errors import DivergedError, MemoryShortError, SettingsError
+from slimcli.errors import DataError, DivergedError, MemoryShortError, SettingsError
 from slimcli.networks.checkpoint import to_bytes
 from slimcli.progress import Progress
+from slimcli.records import CLASSIFICATION, Measure, Task
 from slimcli.settings import SCHEDULES, FitSettings
 from slimcli.training.engine import Engine, Epoch, FitState, lr_factor
 from slimcli.training.group import pick_device
@@ -36,6 +37,7 @@ class Bright:
 
     count: int = 96
     batch: int = 16
+    task: Task = CLASSIFICATION
 
     @property
     def samples(self) -> int:
@@ -365,3 +367,48 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SettingsError, match="--device cuda") as caught:
         pick_device("cuda")
     assert "--device cpu" in caught.value.hint
+
+
+BRIGHTNESS = Task(
+    lambda model, batch: (model(batch[0]).float().mean(1) - batch[0].mean((2, 3)).amax(1)).square().mean(),
+    lambda model, batches: max(float((model(x).mean(1) - x.mean((2, 3)).amax(1)).abs().max()) for x, _ in batches),
+    Measure("worst", higher=False),
+)
+"""How bright the brightest channel is, judged by the largest error of the split."""
+
+
+def test_a_loss_of_the_data_s_own_is_trained_on_and_its_score_is_of_the_whole_split() -> None:
+    model, data = tiny.Chain(), Bright(task=BRIGHTNESS)
+    seen: list[Epoch] = []
+    trainer = engine()
+    before = trainer.evaluate(model, data)
+    trainer.fit(model, data, 6, "train", after_epoch=lambda epoch, _: seen.append(epoch))
+    after = trainer.evaluate(model, data)
+    images = torch.cat([images for images, _ in data.epoch(0)])
+    with torch.no_grad():
+        errors = (model(images).mean(1) - images.mean((2, 3)).amax(1)).abs()
+    assert after.value == pytest.approx(float(errors.max()), rel=1e-4)
+    assert after.loss == pytest.approx(float(errors.square().mean()), rel=1e-3)
+    assert (after.measure, after.top1, after.samples) == (Measure("worst", higher=False), None, 96)
+    assert after.loss < before.loss / 2
+    assert all(epoch.top1 is None for epoch in seen)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (Task(lambda model, batch: 1.0, lambda model, batches: 1.0, Measure("x")), "the loss of the data is a float"),
+        (Task(lambda model, batch: model(batch[0]), lambda model, batches: 1.0, Measure("x")), r"a tensor of shape \(16, 4\)"),
+        (Task(lambda model, batch: torch.ones(()), lambda model, batches: 1.0, Measure("x")), r"a tensor of shape \(\)"),
+    ],
+)
+def test_a_loss_that_is_none_is_named(task: Task, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        engine().fit(tiny.Chain(), Bright(task=task), 1, "train")
+
+
+@pytest.mark.parametrize("score", [float("nan"), "good", None])
+def test_a_score_that_is_no_number_is_named(score: object) -> None:
+    task = Task(lambda model, batch: model(batch[0]).mean(), lambda model, batches: score, Measure("x"))  # type: ignore[arg-type,return-value]
+    with pytest.raises(DataError, match="the score x of the data is"):
+        engine().evaluate(tiny.Chain(), Bright(task=task))

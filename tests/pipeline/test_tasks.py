@@ -1,0 +1,144 @@
+"""A network that does not classify is pruned by the same loop: by the data's own loss and score, down to the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import slimcli
+from slimcli.cli.main import main
+from slimcli.deploy.onnx import OnnxNetwork
+from slimcli.report.journal import rebuild
+from slimcli.rundir import RunDir
+
+CODE = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+class Spots(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.b, self.head = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 1, 1)
+
+    def forward(self, images):
+        return self.head(F.relu(self.b(F.relu(self.norm(self.a(images))))))
+
+def build():
+    torch.manual_seed(3)
+    return Spots()
+
+def data():
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(120, 1, 10, 10, generator=draw)
+    parts = TensorDataset(images, F.avg_pool2d(images, 3, 1, 1))
+    train, test = torch.utils.data.random_split(parts, (90, 30), generator=draw)
+    return {
+        "train": DataLoader(train, 15, shuffle=True), "test": DataLoader(test, 30),
+        "loss": loss, "score": error, "score_name": "RMSE", "higher_is_better": False,
+    }
+
+def loss(model, batch):
+    return F.mse_loss(model(batch[0]).float(), batch[1])
+
+def error(model, batches):
+    squares = [(model(images) - wanted).square().mean((1, 2, 3)) for images, wanted in batches]
+    return float(torch.cat(squares).mean().sqrt())
+"""
+
+
+def slim(*arguments: object) -> int:
+    """The exit code of the command."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the user's code and a network trained with it."""
+    folder = tmp_path_factory.mktemp("task")
+    (folder / "spots.py").write_text(CODE)
+    data = ("--data", f"{folder}/spots.py:data")
+    assert slim("train", f"{folder}/spots.py:build", *data, "--epochs", 6, "--lr", 0.02, "-o", folder / "trained") == 0
+    return folder
+
+
+def pruned(here: Path, out: str, *more: str) -> int:
+    data = ("--data", f"{here}/spots.py:data", "--arch", f"{here}/spots.py:build")
+    quick = ("--tie-epochs", "1", "--epochs", "1", "--final-epochs", "1", "--max-drop", "100")
+    return slim("prune", here / "trained/model.pt", *data, *quick, *more, "-o", here / out)
+
+
+@pytest.fixture(scope="module")
+def run(here: Path) -> RunDir:
+    assert pruned(here, "run", "--macs", "0.6") == 0
+    return RunDir(here / "run")
+
+
+def test_the_score_and_its_name_stand_in_every_file(here: Path, run: RunDir) -> None:
+    metrics = run.read_metrics()
+    for side in ("dense", "slim"):
+        assert metrics[side]["top1"] is None
+        assert (metrics[side]["score_name"], metrics[side]["higher_is_better"]) == ("RMSE", False)
+        assert metrics[side]["score"] > 0
+    assert {"top1": None, "top1_after_surgery": None}.items() <= metrics["iterations"][0].items()
+    assert {"score", "score_after_surgery"} <= metrics["iterations"][0].keys()
+    assert metrics["slim"]["macs"] <= 0.6 * metrics["dense"]["macs"]
+    found = rebuild(run.read_journal())
+    assert found is not None
+    assert {key: found[key] for key in ("dense", "slim", "held_out", "iterations")} == {
+        key: metrics[key] for key in ("dense", "slim", "held_out", "iterations")
+    }
+    report = run.report.read_text()
+    assert "RMSE (less is better)" in report
+    assert "top-1" not in report
+
+
+def test_the_exported_file_gives_the_maps_and_the_score(here: Path, run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    images = torch.randn(2, 1, 10, 10)
+    model = slimcli.load(run.model, f"{here}/spots.py:build")
+    with torch.no_grad():
+        np.testing.assert_allclose(OnnxNetwork(run.onnx)(images), model(images), atol=1e-5)
+    for file in (run.model, run.onnx):
+        arch = ["--arch", f"{here}/spots.py:build"] if file == run.model else []
+        assert slim("eval", file, "--data", f"{here}/spots.py:data", "--json", *arch) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["top1"] is None
+        assert said["score"] == pytest.approx(run.read_metrics()["slim"]["score"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stop", ["accuracy", "gf", "if"])
+def test_rules_and_criteria_go_by_the_loss_and_the_score(here: Path, stop: str) -> None:
+    more = ("--method", "taylor", "--stop", stop, "--iterations", "1", "--no-deploy")
+    assert pruned(here, stop, *more) == 0
+    (step,) = RunDir(here / stop).read_metrics()["iterations"]
+    assert step["removed"] > 0
+
+
+def test_less_may_not_be_worse_than_allowed(here: Path) -> None:
+    assert pruned(here, "strict", "--macs", "0.3", "--max-drop", "0", "--no-deploy") == 1
+    metrics = RunDir(here / "strict").read_metrics()
+    dense = metrics["held_out"]["dense"]["score"]
+    assert all(step["kept"] == (step["score"] <= dense) for step in metrics["iterations"])
+    assert "% of RMSE" in metrics["reason"]
+
+
+def test_there_is_nothing_for_a_teacher_to_teach(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pruned(here, "taught", "--distill") == 2
+    assert "a teacher teaches classes" in capsys.readouterr().err
+    assert not (here / "taught").exists()
+
+
+def test_a_loss_that_raises_is_told_before_anything_is_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "bad.py").write_text(CODE.replace("F.mse_loss(model(batch[0]).float(), batch[1])", "batch[7]"))
+    arguments = ("--arch", f"{here}/spots.py:build", "--data", f"{here}/bad.py:data")
+    assert slim("prune", here / "trained/model.pt", *arguments, "-o", here / "bad") == 2
+    assert "the loss of" in capsys.readouterr().err
+    assert not (here / "bad").exists()
