@@ -95,6 +95,7 @@ class DataSettings(_Settings):
 
     data: str | None = None
     data_root: str | None = None
+    classes: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     holdout: float | None = None
@@ -112,6 +113,8 @@ class DataSettings(_Settings):
             raise SettingsError(f"--mean {self.mean} has a value that is not finite", "give fractions of 1")
         if self.std is not None and not all(0 < s < math.inf for s in self.std):
             raise SettingsError(f"--std {self.std} has a value that is not above 0", "give one positive number per channel")
+        if self.classes is not None:
+            _at_least("--classes", self.classes, 1)
         if self.train_samples is not None:
             _at_least("--train-samples", self.train_samples, 1)
         if self.workers is not None:

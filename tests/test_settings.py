@@ -222,6 +222,6 @@ def test_every_setting_can_be_written_into_a_recipe() -> None:
         "exclude": ("conv1",),
     }
     names = {"data": "a", "data_root": "b", "val_data": "c", "arch": "d", "history": ("e",), "criterion": "l1", "penalty": "none"}
-    recipe = PruneSettings(**full, **names, train_samples=5, workers=2).to_recipe()
+    recipe = PruneSettings(**full, **names, train_samples=5, workers=2, classes=9).to_recipe()
     assert recipe.keys() == {field.name.rstrip("_") for field in fields(PruneSettings)}
     tomli_w.dumps(recipe)

@@ -15,6 +15,7 @@ def evaluate(
     arch: o.Arch = None,
     arch_arg: o.ArchArg = None,
     data_root: o.DataRoot = None,
+    classes: o.Classes = None,
     mean: o.Mean = None,
     std: o.Std = None,
     batch_size: o.BatchSize = 500,

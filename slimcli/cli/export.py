@@ -24,6 +24,7 @@ def export(
     input_shape: o.InputShape = None,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
+    classes: o.Classes = None,
     mean: o.Mean = None,
     std: o.Std = None,
     trust_pickle: o.TrustPickle = False,

@@ -16,6 +16,7 @@ def inspect(
     arch: o.Arch = None,
     arch_arg: o.ArchArg = None,
     input_shape: o.InputShape = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Of a network that is named.", show_default="10, or 1000")] = None,
     trust_pickle: o.TrustPickle = False,
     linear: o.Linear = False,
     json: o.Json = False,
@@ -29,7 +30,7 @@ def inspect(
         model = arguments.arch_of(model, arch_arg)
     else:
         arch = arguments.arch_of(arch, arch_arg)
-    result = run(model, arch, trust_pickle, linear, arguments.shape(input_shape))
+    result = run(model, arch, trust_pickle, linear, arguments.shape(input_shape), classes)
     if json:
         console.print_json(result)
     else:

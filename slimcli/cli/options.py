@@ -57,6 +57,14 @@ Mean = Annotated[
     str | None, typer.Option(help="Normalisation: mean per channel, r,g,b, of pixels in 0-1.", rich_help_panel=_DATA)
 ]
 Std = Annotated[str | None, typer.Option(help="Normalisation: standard deviation per channel.", rich_help_panel=_DATA)]
+Classes = Annotated[
+    int | None,
+    typer.Option(
+        help="How many classes the network tells apart, where the data have images of fewer.",
+        show_default="the data's",
+        rich_help_panel=_DATA,
+    ),
+]
 Holdout = Annotated[
     float | None,
     typer.Option(

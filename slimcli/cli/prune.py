@@ -59,6 +59,7 @@ def prune(
     exclude: o.Exclude = None,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
+    classes: o.Classes = None,
     mean: o.Mean = None,
     std: o.Std = None,
     holdout: o.Holdout = None,

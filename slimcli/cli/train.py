@@ -29,6 +29,7 @@ def train(
     overwrite: o.Overwrite = False,
     data: o.DataName = None,
     data_root: o.DataRoot = None,
+    classes: o.Classes = None,
     mean: o.Mean = None,
     std: o.Std = None,
     holdout: o.Holdout = None,

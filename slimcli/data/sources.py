@@ -55,12 +55,17 @@ def open_data(
             f"allow it with --data {spec}",
         )
     if ".py:" in spec:
-        return user.open_loaders(spec, settings, seed)
+        data = user.open_loaders(spec, settings, seed)
+        if not data.task.classifies:
+            return data
+        classes = settled(settings.classes or (recorded.get("classes") if same else None), data.classes, spec)
+        return replace(data, classes=classes, spec=data.spec | ({"classes": classes} if classes != data.classes else {}))
     known = KNOWN.get(spec)
     root = Path(settings.data_root or os.environ.get("SLIM_DATA") or (same and recorded.get("root")) or "data")
     found = arrays.read(spec, root, settings.workers)
     x_train, y_train, x_test, y_test = found.x_train, found.y_train, found.x_test, found.y_test
-    classes = max(known.classes if known else 0, int(max(y_train.max(), y_test.max())) + 1)
+    found_classes = max(known.classes if known else 0, int(max(y_train.max(), y_test.max())) + 1)
+    classes = settled(settings.classes or (recorded.get("classes") if same else None), found_classes, spec)
     mean, std, note = _normalisation(settings, normalisation, known, published, x_train)
     if val_data is None:
         rest, held = split_off(y_train, holdout)
@@ -111,11 +116,19 @@ def open_data(
         held_out=loader(x_held, y_held),
         test=loader(x_test, y_test),
         spec={"name": spec, "holdout": holdout, "augment": augment}
+        | ({"classes": classes} if classes != found_classes else {})
         | ({"val_data": absolute(val_data)} if val_data else {})
         | ({"root": str(root.resolve())} if known and spec != "digits" else {}),
         notes=(*notes, *remarks),
         fingerprint=mark,
     )
+
+
+def settled(asked: int | None, found: int, spec: str) -> int:
+    """How many classes there are; `DataError` where fewer are asked for than the labels tell apart."""
+    if asked is not None and asked < found:
+        raise DataError(f"--classes {asked} is too few: {spec} has labels up to {found - 1}", f"give at least {found}")
+    return asked or found
 
 
 def absolute(spec: str) -> str:
@@ -131,7 +144,8 @@ def _check_recorded(recorded: JsonDict) -> None:
     """Raise `DataError` unless what a file says about its data can be what `open_data` wrote there."""
     holdout = recorded.get("holdout")
     texts = all(isinstance(recorded.get(key, ""), str | None) for key in ("name", "val_data", "root", "augment"))
-    if not texts or not (holdout is None or (isinstance(holdout, float | int) and 0 < holdout <= 0.5)):
+    counted = isinstance(recorded.get("classes"), int | None)
+    if not texts or not counted or not (holdout is None or (isinstance(holdout, float | int) and 0 < holdout <= 0.5)):
         raise DataError(f"the checkpoint's data spec is damaged: {recorded}", "name the data with --data")
 
 
@@ -143,12 +157,17 @@ def check_fits(data: Data, arch: str, classes: int, input_shape: tuple[int, ...]
             "choose data that fits it",
         )
     if data.task.classifies and data.classes != classes:
-        raise DataError(f"{arch} tells {classes} classes apart, {data.name} has {data.classes}", "choose data that fits it")
+        raise DataError(f"{arch} tells {classes} classes apart, {data.name} has {data.classes}", way_out(data, classes))
     if data.shape != tuple(input_shape):
         raise DataError(
             f"{arch} was made for images of {tuple(input_shape)}, {data.name} has {data.shape}",
             "choose data that fits it",
         )
+
+
+def way_out(data: Data, classes: int) -> str:
+    """What to do where a network tells `classes` apart and the data another number."""
+    return "choose data that fits it" + (f", or say --classes {classes}" if classes > data.classes else "")
 
 
 def _normalisation(

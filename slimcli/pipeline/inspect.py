@@ -15,13 +15,18 @@ from slimcli.records import JsonDict
 
 
 def inspect(
-    model: str, arch: str | None = None, trust_pickle: bool = False, linear: bool = False, input_shape: Shape | None = None
+    model: str,
+    arch: str | None = None,
+    trust_pickle: bool = False,
+    linear: bool = False,
+    input_shape: Shape | None = None,
+    classes: int | None = None,
 ) -> JsonDict:
-    """Layers with their costs, and verified channel groups; `model` is a file or the name of a network."""
+    """Layers with their costs, and verified channel groups; `model` is a file or the name of a network (for `classes`)."""
     built_in = ARCHS.get(model.partition("(")[0])
     if arch is None and not Path(model).exists() and (built_in or ":" in model):
         name, shape = model, input_shape or (built_in.input_shape if built_in else (3, 224, 224))
-        network = resolve.build(model, 10 if built_in else 1000, shape)
+        network = resolve.build(model, classes or (10 if built_in else 1000), shape)
     elif arch is None and not Path(model).suffix and not Path(model).exists():
         resolve.build(model, 10, (3, 32, 32))  # an unknown name: says so, and suggests the nearest
         raise ArchError(f"there is no file or network {model!r}", "see `slim list archs`")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from slimcli.data.loaders import Data
-from slimcli.data.sources import check_fits, open_data
+from slimcli.data.sources import check_fits, open_data, way_out
 from slimcli.errors import DataError
 from slimcli.networks import resolve
 from slimcli.networks.batches import moved
@@ -79,7 +79,8 @@ def check_takes(model: nn.Module, data: Data, arch: str) -> None:
     shape = getattr(outputs, "shape", None)
     if shape != (2, data.classes):
         found = f"gives {tuple(shape)} for two images" if shape is not None else f"gives a {type(outputs).__name__}"
-        raise DataError(f"{arch} {found}, and {data.name} has {data.classes} classes", "choose data that fits it")
+        hint = way_out(data, shape[1] if shape is not None and len(shape) == 2 else 0)
+        raise DataError(f"{arch} {found}, and {data.name} has {data.classes} classes", hint)
 
 
 def _check_task(model: nn.Module, data: Data) -> None:

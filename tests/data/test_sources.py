@@ -450,3 +450,15 @@ def test_data_must_fit_the_network() -> None:
             check_fits(data, "lenet5", classes, shape)
         assert "lenet5" in caught.value.message
         assert "digits" in caught.value.message
+
+
+def test_images_of_fewer_classes_than_the_network_has(tmp_path: Path) -> None:
+    spec = npz(tmp_path / "d.npz")
+    few, more = opened(data=spec), opened(data=spec, classes=9)
+    assert (few.classes, more.classes) == (4, 9)
+    assert opened(recorded=more.spec).classes == 9  # a checkpoint remembers it
+    with pytest.raises(DataError, match=r"tells 9 classes apart.*has 4") as refused:
+        check_fits(few, "net", 9, few.shape)
+    assert refused.value.hint == "choose data that fits it, or say --classes 9"
+    with pytest.raises(DataError, match=r"--classes 3 is too few: .*labels up to 3"):
+        opened(data=spec, classes=3)

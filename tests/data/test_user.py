@@ -249,3 +249,10 @@ def test_a_dictionary_that_is_not_as_it_should_be_is_told_in_a_sentence(tmp_path
     with pytest.raises(DataError) as error:
         opened(tmp_path, f"{TASK}def loaders():\n    return {{{content}}}\n")
     assert WRONG_TASKS[content] in str(error.value)
+
+
+def test_its_images_may_be_of_fewer_classes_than_the_network_has(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(START + "def loaders():\n    return first, last\n")
+    data = open_data(DataSettings(data=f"{path}:loaders", classes=7), batch_size=8, seed=0)
+    assert (data.classes, data.spec["classes"]) == (7, 7)
