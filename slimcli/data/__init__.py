@@ -41,5 +41,6 @@ KNOWN = {
 FORMS = {
     "folder:PATH": "train/ and val/ of class folders with images; need not fit into memory",
     "npz:PATH": "x_train, y_train, x_test, y_test; images uint8, N x H x W or N x H x W x C",
-    "FILE.py:CALLABLE": "returns two loaders (train, test) or three (train, held-out, test) of (images, labels) batches",
+    "FILE.py:CALLABLE": "returns two loaders (train, test) or three (train, held-out, test) of (images, labels) batches, or a "
+    "dictionary of them with a loss and a score of its own",
 }
