@@ -120,8 +120,8 @@ def main() -> None:
         after = measured(model)
         for size in sizes:
             broken = distance("if", after["if", size], before["if", size], held)
-            epochs, owed[size] = allotment(owed[size] + broken**2, MOST)
-            allotted[size].append(epochs)
+            epochs, owed[size] = allotment(owed[size] + broken**2)
+            allotted[size].append(min(epochs, MOST))
         seen = {key: [Look(None, distance=distance(key[0], found, dense[key], held))] for key, found in after.items()}
 
         def look(epoch: Epoch, state: FitState, held: masks.Masks = held, seen: dict[tuple[str, int], list[Look]] = seen) -> None:

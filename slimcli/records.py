@@ -248,10 +248,10 @@ class Iteration:
 
     `removed` counts filters, or weights at that granularity; `remaining` is the share of the dense network's conv and linear
     weights that are left. `epochs` are those of its retraining, `stopped` says whether the stopping rule ended it before their
-    limit. Where the rule looks at a flow, `flow_distance` is the distance after each of them (before the first:
-    `flow_distance_after_surgery`) and `epsilon` what it was to come within; `flow_moved` is how far the removal moved the flow
-    where epochs are given out for that. `undone`: the retraining went beyond the allowed drop, and the network was kept as it
-    was right after the removal.
+    limit, `held_back` that the rule was met but more was lost than allowed. Where the rule looks at a flow, `flow_distance` is
+    the distance after each of them (before the first: `flow_distance_after_surgery`) and `epsilon` what it was to come within;
+    `flow_moved` is how far the removal moved the flow where epochs are given out for that, one for each `epsilon` of its square.
+    `undone`: the retraining went beyond the allowed drop, and the network was kept as it was right after the removal.
     """
 
     index: int
@@ -264,6 +264,7 @@ class Iteration:
     seconds: float
     remaining: float
     stopped: bool = False
+    held_back: bool = False
     flow_distance: tuple[float, ...] = ()
     flow_distance_after_surgery: float | None = None
     epsilon: float | None = None

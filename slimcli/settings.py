@@ -245,7 +245,7 @@ class PruneSettings(DataSettings, FitSettings):
             _one_of("--stop", self.stop, STOPS)
         _one_of("--granularity", self.granularity, GRANULARITIES)
         if len(self.pq) != 2:
-            raise SettingsError(f"--pq has {len(self.pq)} numbers", "give two: 0.5,1 or 1,2")
+            raise SettingsError(f"--pq takes two numbers, not {len(self.pq)}", "for example 0.5,1 or 1,2")
         check_pq(*self.pq)
         check_sap(self.gamma, self.beta, self.eta)
         _one_of("--scope", self.scope, SCOPES)

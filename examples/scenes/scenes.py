@@ -81,7 +81,7 @@ def scenes(images: np.ndarray, labels: np.ndarray, count: int, seed: int) -> tup
         for number in draw.integers(len(images), size=DIGITS):
             top, left = draw.integers(SIDE - side + 1, size=2)
             part = np.s_[top : top + side, left : left + side]
-            ink = images[number].reshape(side, side).astype(np.float32) / 255
+            ink = images[number].astype(np.float32) / 255
             answer[part][ink > 0.3] = labels[number]
             np.maximum(field[part], ink, out=field[part])
     return torch.from_numpy(fields)[:, None], torch.from_numpy(answers)

@@ -211,7 +211,11 @@ Beta = Annotated[float, typer.Option(help="Largest share that SAP's step takes."
 Eta = Annotated[float, typer.Option(help="Makes SAP's step larger.", rich_help_panel=_PARTS)]
 Scope = Annotated[str, typer.Option(help="layer, or global: one amount for all layers together.", rich_help_panel=_PARTS)]
 Granularity = Annotated[
-    str, typer.Option(help="What is removed: filter, or weight (a mask: sparse, not smaller).", rich_help_panel=_PARTS)
+    str,
+    typer.Option(
+        help="What is removed: filter, or weight (a mask: sparse; smaller only by filters left without a weight).",
+        rich_help_panel=_PARTS,
+    ),
 ]
 Rewind = Annotated[
     bool | None,
@@ -228,7 +232,7 @@ Stop = Annotated[
         help="When retraining after a removal ends: epochs; accuracy (held-out top-1, or the data's own score, within --margin "
         "of the dense network's); plateau (of the training loss); if, gf (information, gradient flow within --epsilon of the "
         "dense network's, or as near as it comes); flow (as many epochs as the removal broke of the information flow). Never "
-        "after more than --epochs, nor (but for epochs) while accuracy is below --max-drop.",
+        "after more than --epochs, nor (but for epochs) while more than --max-drop is lost.",
         show_default="the method's",
         rich_help_panel=_PARTS,
     ),

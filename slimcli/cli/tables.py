@@ -39,7 +39,8 @@ def summary(metrics: JsonDict) -> Table:
             table.add_row(label, show(dense[key]), show(slim[key]), f"{100 * (slim[key] / dense[key] - 1):+.1f} %")
     if sparsity := metrics.get("sparsity"):
         share = f"{100 * sparsity['zeros'] / sparsity['weights']:.1f} %"
-        table.add_row("weights at zero", "", share, "they save no computation")
+        fewer = slim["macs"] < dense["macs"]
+        table.add_row("weights at zero", "", share, "alone they save no MACs" if fewer else "they save no computation")
     before, after = dense.get("latency_ms"), slim.get("latency_ms")
     if before and after:
         change = (

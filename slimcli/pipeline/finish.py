@@ -175,16 +175,21 @@ def _removed(subject: Subject, network: Network) -> dict[str, list[int]]:
 
 
 def frozen(network: Network) -> list[dict[str, str]]:
-    """The groups that no method may choose from, and why."""
+    """The groups that no method may choose from, and why; of a masked network none, as masks are on all layers."""
+    if network.masks is not None:
+        return []
     return [{"group": group.name, "reason": group.reason} for group in network.groups if not group.prunable]
 
 
 def _sparsity(network: Network) -> JsonDict | None:
-    """How many of a masked network's weights are held at zero: they are in the file, and computed with like all others."""
+    """How many of a masked network's weights are held at zero: they are in the file, and computed with like all others; and how
+    many filters were taken out because no weight of theirs was left.
+    """
     if network.masks is None:
         return None
     weights, alive = sum(mask.numel() for mask in network.masks.values()), masks.alive(network.masks)
-    return {"weights": weights, "zeros": weights - alive}
+    taken = sum(map(len, network.removed.values()))
+    return {"weights": weights, "zeros": weights - alive, "filters_removed": taken}
 
 
 def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> JsonDict:

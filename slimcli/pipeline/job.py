@@ -112,6 +112,8 @@ def _history(settings: PruneSettings, subject: Subject) -> NormHistory:
     if subject.checkpoint.history is None:
         return NormHistory(norm=settings.norm)
     history = NormHistory.from_state_dict(subject.checkpoint.history)
+    if history.norm != settings.norm and settings.criterion != "history":
+        return NormHistory(norm=settings.norm)
     if history.norm != settings.norm:
         raise CheckpointError(
             f"{settings.model} has a history of {history.norm} norms, and --norm asks for {settings.norm}",
@@ -150,7 +152,7 @@ def dry_run(settings: PruneSettings) -> JsonDict:
         "params": network.cost.params,
         "history_epochs": network.history.epochs,
         "first_iteration": counts,
-        "frozen": {group.name: group.reason for group in network.groups if not group.prunable},
+        "frozen": {each["group"]: each["reason"] for each in frozen(network)},
         "notes": list(job.notes),
     }
 

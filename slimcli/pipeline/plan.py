@@ -47,7 +47,7 @@ class Plan:
         if amount == ADAPTIVE:
             adaptive = Adaptive(s.pq[0], s.pq[1], s.gamma, s.beta, s.eta, s.scope)
             return cls(adaptive, budget)
-        fixed = Fixed(amount, dense.prunable)
+        fixed = Fixed(amount, dense.prunable, single_weights=dense.masks is not None)
         if dense.masks is not None:
             fixed.weights({})  # refuses counts of filters before anything is written
         return cls(fixed, budget)

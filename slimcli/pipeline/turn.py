@@ -138,9 +138,14 @@ class Turn:
         """As many epochs as the removal broke of the flow, with what is owed from the ones before."""
         state, settings = self.work.state, self.work.settings
         state.moved = self.work.engine.group.broadcast(self.work.watch.moved(before, state.network))
-        per_epoch = PER_EPOCH if settings.epsilon is None else settings.epsilon
-        state.allotted, state.owed = allotment(state.owed + state.moved**2, settings.epochs or 0, per_epoch)
-        self.work.note("allotted", iteration=self.work.index, moved=state.moved, epochs=state.allotted, owed=state.owed)
+        state.allotted, state.owed = allotment(state.owed + state.moved**2, self._per_epoch)
+        epochs = min(state.allotted, settings.epochs or 0)
+        self.work.note("allotted", iteration=self.work.index, moved=state.moved, epochs=epochs, owed=state.owed)
+
+    @property
+    def _per_epoch(self) -> float:
+        """The share of the flow that may break for each epoch that `flow` gives out."""
+        return PER_EPOCH if self.work.settings.epsilon is None else self.work.settings.epsilon
 
     def retrain(self) -> str:
         """Let the survivors recover until the stopping rule says that it is enough."""
@@ -165,6 +170,7 @@ class Turn:
         alive = masks.alive(network.masks) if network.masks is not None else network.filters
         before = masks.alive(state.kept.masks) if state.kept.masks is not None else state.kept.filters
         rule = self._rule()
+        stopped = bool(state.looks) and rule.enough(state.looks) and self.work.allowed(score)
         step = Iteration(
             index=self.work.index,
             macs=network.cost.macs,
@@ -175,10 +181,15 @@ class Turn:
             removed=before - alive,
             seconds=round(self.work.elapsed(), 3),
             remaining=remaining_weights(network, self.work.origins.dense),
-            stopped=bool(state.looks) and rule.enough(state.looks) and self.work.allowed(score),
+            stopped=stopped,
+            held_back=not stopped and any(rule.enough(state.looks[: seen + 1]) for seen in range(len(state.looks))),
             flow_distance=tuple(look.distance for look in state.looks if look.loss is not None and look.distance is not None),
             flow_distance_after_surgery=state.looks[0].distance if state.looks else None,
-            epsilon=rule.epsilon if isinstance(rule, FlowWithin) else None,
+            epsilon=rule.epsilon
+            if isinstance(rule, FlowWithin)
+            else self._per_epoch
+            if self.work.settings.stop == "flow"
+            else None,
             flow_moved=state.moved,
             undone=undone,
             kept=self.work.allowed(score),
@@ -202,8 +213,9 @@ class Turn:
         """What the rule went by, where it went by a flow."""
         if step.flow_distance_after_surgery is not None:
             now = (step.flow_distance_after_surgery, *step.flow_distance)[-1]
-            wanted = f" where {step.epsilon:.3f} is asked for" if step.epsilon is not None else ""
-            return f", flow distance {now:.3f}{wanted} ({step.flow_distance_after_surgery:.3f} right after surgery)"
+            wanted = f"; asked for: at most {step.epsilon:.3f}" if step.epsilon is not None else ""
+            before = f"{step.flow_distance_after_surgery:.3f} before the retraining"
+            return f", flow distance from the dense network {now:.3f} ({before}{wanted})"
         if step.flow_moved is not None:
             return f", {step.flow_moved**2:.0%} of the flow broken and {self.work.state.owed:.0%} carried over"
         return ""
@@ -254,11 +266,10 @@ class Turn:
 
 def _line(step: Iteration, dense: Score, plan: Plan, network: Network, settings: PruneSettings) -> str:
     cost, measure = plan.budget.dense_cost, dense.measure
-    epochs = (
-        ""
-        if settings.stop == "epochs"
-        else f" after {step.epochs} epoch(s)" + ("" if step.stopped else f", --stop {settings.stop} not met")
-    )
+    epochs = ""
+    if settings.stop != "epochs":
+        met = "met" if step.stopped else "met, but more is lost than --max-drop" if step.held_back else "not met"
+        epochs = f" after {step.epochs} epoch{'s' * (step.epochs != 1)}, --stop {settings.stop} {met}"
     size = f"weights {step.remaining:.1%}, " if network.masks is not None else ""
     widths = ",".join(str(group.width) for group in network.prunable[:6]) + ("..." if len(network.prunable) > 6 else "")
     return (

@@ -30,10 +30,11 @@ class Fixed:
     """A share of each group's present channels (`10%`, rounded up, at least one), or counts (`2`, or one per group `2,5`).
 
     Where a network has more groups than counts are given, the counts belong to its widths in ascending order: `2,4,8` for
-    the three stages of a CIFAR ResNet. At most half of a group goes at once (pairs are disjoint), and one always stays.
+    the three stages of a CIFAR ResNet. At most half of a group goes at once (pairs are disjoint), and one always stays. Of
+    single weights any share may go.
     """
 
-    def __init__(self, text: str, groups: Sequence[ChannelGroup]) -> None:
+    def __init__(self, text: str, groups: Sequence[ChannelGroup], single_weights: bool = False) -> None:
         self._text = text
         self._share: float | None = None
         self._counts: dict[str, int] = {}
@@ -42,8 +43,11 @@ class Fixed:
                 self._share = float(text[:-1]) / 100
             except ValueError:
                 raise _not_understood(text) from None
-            if not 0 < self._share <= 0.5:
-                raise SettingsError(f"--amount {text} is outside (0 %, 50 %]", "at most half of a layer goes in one iteration")
+            most, why = (
+                (0.99, "some weights must stay") if single_weights else (0.5, "at most half of a layer's filters go at once")
+            )
+            if not 0 < self._share <= most:
+                raise SettingsError(f"--amount {text} is outside (0 %, {100 * most:g} %]", why)
             return
         if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
             raise _not_understood(text)

@@ -136,6 +136,7 @@ def without_effect(settings: PruneSettings) -> list[str]:
     history, pq, taught = s.criterion == "history", s.amount == "pq", bool(s.distill)
     flow = s.stop in (*FLOW_STOPS, "flow")
     uses = (
+        ("stop", s.stop == "epochs" or bool(s.epochs), "--epochs above 0"),
         ("draws", s.final in ("fresh", "auto"), "--final fresh or auto"),
         ("epsilon", flow, "--stop if, gf or flow"),
         ("flow_samples", flow, "--stop if, gf or flow"),

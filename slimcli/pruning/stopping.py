@@ -19,6 +19,9 @@ takes a third more epochs for the same accuracy.
 PER_EPOCH = 0.15
 """The share of an information flow that removals may break for each epoch of retraining (`allotment`)."""
 
+_ENDLESS = 10**9
+"""More epochs than any retraining has."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -52,7 +55,7 @@ class AllEpochs:
 
 @dataclass(frozen=True)
 class Allotted:
-    """As many epochs as `flow` gave out (`allotment`)."""
+    """As many epochs as `flow` gives out (`allotment`); not met where the retraining has not so many."""
 
     epochs: int
 
@@ -115,11 +118,14 @@ def _no_longer_falls(values: Sequence[float | None], share: float) -> bool:
     return values[-1] >= (1 - share) * values[-2]
 
 
-def allotment(owed: float, most: int, per_epoch: float = PER_EPOCH) -> tuple[int, float]:
-    """How many epochs a retraining gets for what removals broke of the flow, and what is carried over to the next.
+def allotment(owed: float, per_epoch: float = PER_EPOCH) -> tuple[int, float]:
+    """How many epochs a retraining should have for what removals broke of the flow, and what is carried over to the next.
 
     `owed` is the sum over the removals, less what epochs were given for, of `||after - before||^2 / ||before||^2`. So a removal
-    that breaks little costs no epoch by itself, and a large one costs several, at most `most`; then nothing is carried over.
+    that breaks little costs no epoch by itself, and a large one costs several. Beyond the retraining's limit none are given, then
+    or later: a network that needs them for one removal has its limit again for the next.
     """
-    epochs = int(min(most, owed / per_epoch)) if per_epoch else most
-    return epochs, owed - epochs * per_epoch if epochs < most else 0.0
+    if not per_epoch or not owed < _ENDLESS * per_epoch:
+        return _ENDLESS, 0.0
+    epochs = int(owed / per_epoch)
+    return epochs, owed - epochs * per_epoch

@@ -25,7 +25,8 @@ def stopping(result: Result) -> Plot | None:
     return Plot(
         name="stopping",
         title="How long each retraining took",
-        caption=_caption(rule, met, len(steps), any(step.get("epsilon") is not None for step in steps)),
+        caption=_caption(rule, met, len(steps), any(step.get("epsilon") is not None for step in steps))
+        + _held_back(sum(bool(step.get("held_back")) for step in steps)),
         description="Bars: the epochs of each iteration's retraining, hatched where the rule was not met; squares: weights left."
         + (
             " Below, for each iteration: a line, the distance of the flow from the dense network's after the removal and after "
@@ -47,7 +48,7 @@ def stopping(result: Result) -> Plot | None:
                 str(step["index"]),
                 percent(step["remaining"]) if "remaining" in step else "",
                 str(step["epochs"]),
-                "yes" if step.get("stopped") else "no",
+                "yes" if step.get("stopped") else "yes, but too much was lost" if step.get("held_back") else "no",
                 f"{step['epsilon']:.3f}" if step.get("epsilon") is not None else "",
                 " ".join(f"{distance:.3f}" for distance in _distances(step)),
                 f"{step['flow_moved']:.3f}" if step.get("flow_moved") is not None else "",
@@ -67,12 +68,17 @@ def _caption(rule: str, met: int, count: int, within: bool) -> str:
     if rule == "flow":
         return (
             "Epochs are given out for what removals broke of the flow: one for each part of the squared move that epsilon names "
-            f"({PER_EPOCH} by default); the rest is carried over to the next removal."
+            f"({PER_EPOCH} by default); less than one is carried over to the next removal, what is beyond the limit is not."
         )
     until = f"The rule {rule} ended {met} of {plural(count, 'retraining')}"
     if rule in FLOW_STOPS and not within:
-        return f"{until}: at the first epoch that brought the flow less than {NEARER:.0%} nearer to the dense network's."
+        nearer = f"less than {NEARER:.0%} nearer to the dense network's (or further from it)"
+        return f"{until}, at the first epoch that brought the flow {nearer}."
     return f"{until} before their limit."
+
+
+def _held_back(count: int) -> str:
+    return f" {count} went on beyond that, because more was lost than allowed." if count else ""
 
 
 def shares(result: Result) -> Plot | None:

@@ -66,6 +66,8 @@ def summary(result: Result) -> list[tuple[str, ...]]:
     more = formats.signed(slim["loss"] - dense["loss"], 4) if result.finished else ""
     rows.append(("loss", _loss(dense["loss"]), _loss(slim["loss"]), more))
     rows += [(name, f"{dense[key]:,}", f"{slim[key]:,}", formats.change(dense[key], slim[key])) for name, key in counts]
+    if sparsity := result.metrics.get("sparsity"):
+        rows.append(("weights at zero", "", formats.percent(sparsity["zeros"] / sparsity["weights"]), ""))
     if dense.get("file_bytes") and slim.get("file_bytes"):
         before, after = dense["file_bytes"], slim["file_bytes"]
         rows.append(("file size (ONNX)", formats.size(before), formats.size(after), formats.change(before, after)))
@@ -148,6 +150,10 @@ def _ending(result: Result) -> list[str]:
         sentences.append(
             f"Masks hold {share} of its {sparsity['weights']:,} weights at zero; they are stored, and computed with."
         )
+        if taken := sparsity.get("filters_removed"):
+            sentences.append(
+                f"{formats.plural(taken, 'filter')} without a weight left were taken out: that is what it is smaller by."
+            )
     sentences += _last_retraining(metrics)
     if "epochs" in metrics:
         used = metrics["epochs"] if result.finished or result.pruned else len(result.of_kind("epoch"))

@@ -102,7 +102,7 @@ def iterations(result: Result) -> Plot | None:
             "MACs kept",
             f"{score} after surgery",
             f"{score} after retraining",
-            "filters removed",
+            "weights removed" if result.metrics.get("sparsity") else "filters removed",
             "epochs",
             "kept",
         ),

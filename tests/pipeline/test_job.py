@@ -16,7 +16,7 @@ from torch import nn
 
 import slimcli
 from slimcli.cli.main import main
-from slimcli.errors import ArchError, DataError, DivergedError, RunDirError, SettingsError
+from slimcli.errors import ArchError, CheckpointError, DataError, DivergedError, RunDirError, SettingsError
 from slimcli.networks.cost import count
 from slimcli.pipeline import job
 from slimcli.pipeline.prune import LOWERED
@@ -455,3 +455,12 @@ def test_a_network_that_cannot_take_the_data_leaves_no_run(tmp_path: Path) -> No
         with pytest.raises(DataError, match=words):
             train(TrainSettings(arch=f"{tmp_path / 'net.py'}:{name}"), RunDir(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_another_norm_needs_no_history_where_nothing_goes_by_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"model": str(tiny_checkpoint), "norm": "l2", "iterations": 1, **QUICK}
+    result = job.run(PruneSettings(method="sap", deploy=False, **settings), tmp_path / "run")
+    assert result is not None
+    assert result.metrics["iterations"]
+    with pytest.raises(CheckpointError, match="history of l1 norms"):
+        job.run(PruneSettings(method="hbfp", **settings), tmp_path / "other")

@@ -91,6 +91,7 @@ def test_no_rule_ends_a_retraining_below_the_allowed_drop(tiny_checkpoint: Path,
     for step in metrics["iterations"]:
         assert (step["epochs"] == 0) == (not least and step["top1_after_surgery"] >= lowest)
         assert step["stopped"] == step["kept"] == (step["top1"] >= lowest)
+        assert step["held_back"] != step["stopped"]
         assert step["kept"] or step["epochs"] == 3
 
 
@@ -107,7 +108,7 @@ def test_a_rule_ends_a_retraining_as_soon_as_it_is_met(
     metrics, journal, said = run(tiny_checkpoint, tmp_path / "run", method="random", stop="accuracy", margin=2.0, epochs=5)
     assert [(step["epochs"], step["stopped"]) for step in metrics["iterations"]] == [(2, True), (1, True)]
     assert [event["epoch"] for event in journal if event["event"] == "look"] == [0, 1, 2, 0, 1]
-    assert "after 2 epoch(s)" in said
+    assert "after 2 epochs, --stop accuracy met" in said
 
 
 def test_epochs_are_given_out_for_the_flow_that_a_removal_broke(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -121,8 +122,21 @@ def test_epochs_are_given_out_for_the_flow_that_a_removal_broke(tiny_checkpoint:
         owed -= 0.01 * step["epochs"]
         assert event["owed"] == pytest.approx(owed)
         assert f"{step['flow_moved'] ** 2:.0%} of the flow broken and {owed:.0%} carried over" in said
+        assert (step["epsilon"], step["stopped"]) == (0.01, True)
     assert sum(step["epochs"] for step in metrics["iterations"]) > 0
     assert "flow moved by the removal" in page.write(RunDir(tmp_path / "run")).read_text()
+
+
+def test_a_flow_that_wants_more_epochs_than_there_are_is_not_met(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"method": "lth", "granularity": "weight", "amount": "60%", "stop": "flow", "epsilon": 0.001, "iterations": 1}
+    metrics, _, said = run(tiny_checkpoint, tmp_path / "run", epochs=1, **settings)
+    (step,) = metrics["iterations"]
+    assert (step["epochs"], step["stopped"], step["held_back"]) == (1, False, False)
+    assert "after 1 epoch, --stop flow not met" in said
+    assert metrics["frozen"] == []  # masks are on all layers
+    report = page.write(RunDir(tmp_path / "run")).read_text()
+    assert "weights at zero" in report
+    assert "weights removed" in report
 
 
 @pytest.mark.parametrize("tie_epochs", [0, 1])
@@ -158,8 +172,8 @@ def test_a_rule_that_cannot_be_met_ends_at_the_limit_and_says_so(tiny_checkpoint
         **hard,
     )
     assert [(step["epochs"], step["stopped"]) for step in metrics["iterations"]] == [(2, False)]
-    assert f"after 2 epoch(s), --stop {stop} not met" in said
-    assert (" where 0.000 is asked for" in said) == (stop != "accuracy")
+    assert f"after 2 epochs, --stop {stop} not met" in said
+    assert ("asked for: at most 0.000" in said) == (stop != "accuracy")
     looks = [event for event in journal if event["event"] == "look"]
     assert [look["epoch"] for look in looks] == [0, 1, 2]
     assert all((look["distance"] is None) == (stop == "accuracy") for look in looks)
@@ -181,7 +195,7 @@ def test_without_an_epsilon_a_retraining_ends_where_the_flow_comes_no_nearer(
         assert step["stopped"] or step["epochs"] == 3
         assert len(step["flow_distance"]) == step["epochs"] > 0
         assert step["epsilon"] is None
-        assert f"flow distance {distances[-1]:.3f} ({distances[0]:.3f} right after surgery)" in said
+        assert f"flow distance from the dense network {distances[-1]:.3f} ({distances[0]:.3f} before the retraining)" in said
         assert f"<td>{' '.join(f'{each:.3f}' for each in distances)}</td>" in drawn
     assert metrics["epochs"] == sum(step["epochs"] for step in metrics["iterations"]) + 1  # the last one
     assert "brought the flow less than 10% nearer" in drawn
@@ -208,7 +222,7 @@ def test_masked_weights_are_zeros_of_the_saved_network_and_save_nothing(
     assert metrics["removed"] == {"macs": 0.0, "params": 0.0}
     model = slimcli.load(tmp_path / "run" / "model.pt")
     zeros = sum(int((layer.weight == 0).sum()) for layer in layers_of(model).values())
-    assert metrics["sparsity"] == {"weights": 430_500, "zeros": zeros}
+    assert metrics["sparsity"] == {"weights": 430_500, "zeros": zeros, "filters_removed": 0}
     remaining = metrics["iterations"][-1]["remaining"]
     assert remaining == pytest.approx(1 - zeros / 430_500)
     if method == "lth":

@@ -164,3 +164,11 @@ def test_a_share_of_weights_is_rounded_down_and_one_stays(weights: dict[str, tor
 def test_counts_are_for_filters() -> None:
     with pytest.raises(SettingsError, match="counts filters"):
         Fixed("2,4", [group(4), group(8)]).weights({})
+
+
+def test_more_than_half_goes_of_single_weights_alone() -> None:
+    weights = {"a": torch.ones(10), "b": torch.ones(1)}
+    assert Fixed("60%", [], single_weights=True).weights(weights) == {"a": 6, "b": 0}
+    for text, single in (("60%", False), ("100%", True)):
+        with pytest.raises(SettingsError, match="is outside"):
+            Fixed(text, [], single_weights=single)

@@ -139,6 +139,7 @@ def test_the_rest_of_the_settings_stays() -> None:
         ({"window": 3, "method": "l1"}, {"window": 3}),
         ({"history": ("a.pt",), "criterion": "random-pairs"}, {"history": ("a.pt",)}),
         ({"final_lr": 0.1, "final_epochs": 0}, {"final_lr": 0.1}),
+        ({"stop": "plateau", "epochs": 0}, {"stop": "plateau"}),
     ],
 )
 def test_a_setting_that_nothing_reads_is_named(idle: dict[str, Any], used: dict[str, Any]) -> None:
@@ -154,7 +155,10 @@ def test_a_penalty_without_pairs_is_a_contradiction(method: str) -> None:
     assert "--criterion history" in caught.value.hint
 
 
-@pytest.mark.parametrize(("given", "nearest"), [({"method": "hbpf"}, "hbfp"), ({"criterion": "histroy"}, "history")])
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [({"method": "hbpf"}, "hbfp"), ({"method": "InCoP-IF"}, "'incop-if'"), ({"criterion": "histroy"}, "history")],
+)
 def test_an_unknown_name_suggests_the_nearest(given: dict[str, str], nearest: str) -> None:
     with pytest.raises(SettingsError) as caught:
         resolve(PruneSettings(**given))

@@ -10,6 +10,7 @@ from slimcli.pruning.stopping import (
     PLATEAU,
     AccuracyBack,
     AllEpochs,
+    Allotted,
     FlowNoNearer,
     FlowWithin,
     Look,
@@ -63,13 +64,15 @@ def test_epochs_are_given_out_for_all_that_was_broken(broken: list[float], per_e
     """Whatever order the removals come in: what is carried over is less than an epoch's worth, and nothing is lost."""
     owed, epochs = 0.0, 0
     for each in broken:
-        given_out, owed = allotment(owed + each, 100, per_epoch)
+        given_out, owed = allotment(owed + each, per_epoch)
         epochs += given_out
         assert 0 <= owed < per_epoch * (1 + 1e-9)
     assert epochs * per_epoch + owed == pytest.approx(sum(broken))
 
 
-def test_a_retraining_gets_no_more_epochs_than_its_limit() -> None:
-    assert allotment(10.0, 5, 0.1) == (5, 0.0)
-    assert allotment(0.0, 5, 0.0) == (5, 0.0)
-    assert allotment(float("inf"), 5) == (5, 0.0)
+def test_a_retraining_that_should_have_more_epochs_than_its_limit_does_not_meet_the_rule() -> None:
+    for owed, per_epoch in ((1.05, 0.1), (0.0, 0.0), (float("inf"), 0.15)):
+        epochs, rest = allotment(owed, per_epoch)
+        assert epochs > 5
+        assert rest < 0.1
+        assert not Allotted(epochs).enough([Look(None)] + [Look(1.0)] * 5)
