@@ -279,6 +279,18 @@ class TwoHeads(Tiny):
         return {"classes": self.fc(F.relu(self.b(x)).mean((2, 3))), "maps": (self.map(x), None)}
 
 
+class Labels(Tiny):
+    """Gives which class it is beside the logits: whole numbers, and whether any is sure of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.fc(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
+        return logits, logits.argmax(1), (logits.softmax(1) > 0.5).any(1)
+
+
 class Parametrized(Tiny):
     """The weight of one conv is computed."""
 

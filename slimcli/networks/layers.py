@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from slimcli.errors import ArchError
 
 Layer = _ConvNd | nn.Linear
 
@@ -16,6 +20,18 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
 def owns_weight(module: nn.Module) -> bool:
     """Whether the module's weight (or None) is a parameter of its own, not computed by a parametrization or a hook."""
     return not hasattr(module, "weight") or "weight" in module._parameters
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise `ArchError` for a network that cannot be copied, because hooks of the old kind compute its weights."""
+    for name, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm | SpectralNorm):
+                kind = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
+                raise ArchError(
+                    f"the weight of {name} is computed by a hook of torch.nn.utils.{kind}, and such a network cannot be copied",
+                    f"build it with torch.nn.utils.parametrizations.{kind}, or remove the norm before it is saved",
+                )
 
 
 def filters(layer: Layer) -> int:

@@ -27,9 +27,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def channels_last(model: nn.Module) -> Iterator[None]:
     """Convolutions in channels-last layout (up to three times as fast on CPUs, faster on tensor cores), where they are not.
 
-    Afterwards back in the layout that a loaded network has: kernels differ in the last bits between layouts.
+    Afterwards back in the layout that a loaded network has: kernels differ in the last bits between layouts. A network with convs
+    over volumes stays as it is.
     """
-    if all(each.is_contiguous(memory_format=torch.channels_last) for each in model.parameters() if each.dim() == 4):
+    images = [each for each in model.parameters() if each.dim() == 4]
+    done = all(each.is_contiguous(memory_format=torch.channels_last) for each in images)
+    if done or any(each.dim() == 5 for each in model.parameters()):
         yield
         return
     model.to(memory_format=torch.channels_last)

@@ -92,6 +92,14 @@ def is_foreign(arch: str) -> bool:
 
 def build(arch: str, classes: int, input_shape: Shape) -> nn.Module:
     """A freshly initialised network with `classes` outputs for images of `input_shape`; `ArchError` where there is none."""
+    network = _built(arch, classes, input_shape)
+    if elsewhere := [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]:
+        named = ", ".join(elsewhere[:3]) + " ..." * (len(elsewhere) > 3)
+        raise ArchError(f"{arch} builds {named} on the meta device, where they hold no numbers", "build all of it on the CPU")
+    return network
+
+
+def _built(arch: str, classes: int, input_shape: Shape) -> nn.Module:
     spec = parse(arch)
     if not spec.family:
         if spec.name not in ARCHS:

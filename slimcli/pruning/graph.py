@@ -83,7 +83,9 @@ class Graph:
                     forward_fn=lambda network, inputs: network(*inputs),  # left out, an error would be tried away and lost
                     customized_pruners={ChannelPad: _ChannelPadPruner()},
                     # An operation behind the last layer is what torch-pruning marks as the network's output.
-                    output_transform=lambda output: [leaf * 1 for leaf in tree_leaves(output) if isinstance(leaf, Tensor)],
+                    output_transform=lambda output: [
+                        leaf * 1 for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad
+                    ],
                     verbose=False,
                 )
         finally:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import nn
 
 from slimcli.errors import SettingsError, suggest
-from slimcli.networks.layers import Layer, filters, owns_weight
+from slimcli.networks.layers import Layer, check_weights, filters, owns_weight
 from slimcli.pruning.graph import Graph, cannot_run
 from slimcli.records import ChannelGroup, Member
 
@@ -26,6 +26,7 @@ def find_groups(model: nn.Module, input_shape: Sequence[int], linear: bool = Fal
 
     `linear` lets hidden linear layers take part. Nothing is verified yet: see `verify`.
     """
+    check_weights(model)
     try:
         graph = Graph(model, input_shape)
     except Exception as error:

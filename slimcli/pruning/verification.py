@@ -258,4 +258,4 @@ def _walk(
             handle.remove()
     for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor):
-            visit(OUTPUT, leaf)
+            visit(OUTPUT, leaf if leaf.is_floating_point() else leaf.double())  # which class it is, say

@@ -28,7 +28,9 @@ class Teacher:
     """
 
     def __init__(self, model: nn.Module, weight: float, temperature: float, macs: int = 0) -> None:
-        self._model = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self._model = copy.deepcopy(model).eval().requires_grad_(False)
+        if not any(parameter.dim() == 5 for parameter in self._model.parameters()):
+            self._model.to(memory_format=torch.channels_last)
         self._weight, self._temperature = weight, temperature
         self.macs = macs
 

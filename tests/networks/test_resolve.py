@@ -248,3 +248,11 @@ def test_timm_is_given_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", timm)
     resolve.build("timm:resnet18(drop_rate=0.1)", 7, (3, 32, 32))
     assert resolve.normalisation("timm:resnet18(drop_rate=0.1)") == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_a_network_without_numbers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(2, 3, device='meta'))\n"
+    )
+    with pytest.raises(ArchError, match=r"builds 1\.weight, 1\.bias on the meta device"):
+        resolve.build(f"{tmp_path / 'net.py'}:build", 3, (3, 8, 8))

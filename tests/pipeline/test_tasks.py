@@ -142,3 +142,47 @@ def test_a_loss_that_raises_is_told_before_anything_is_written(here: Path, capsy
     assert slim("prune", here / "trained/model.pt", *arguments, "-o", here / "bad") == 2
     assert "the loss of" in capsys.readouterr().err
     assert not (here / "bad").exists()
+
+
+BEYOND_IMAGES = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def build(dimensions):
+    conv, norm = {1: (nn.Conv1d, nn.BatchNorm1d), 3: (nn.Conv3d, nn.BatchNorm3d)}[dimensions]
+    return nn.Sequential(
+        conv(2, 6, 3), norm(6), nn.ReLU(), conv(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 2**dimensions, 3)
+    )
+
+def parts(dimensions):
+    labels = torch.arange(60) % 3
+    inputs = torch.randn(60, 2, *[6] * dimensions, generator=torch.Generator().manual_seed(0))
+    inputs += labels.view(-1, 1, *[1] * dimensions)
+    whole = TensorDataset(inputs, labels)
+    return DataLoader(whole, 12, shuffle=True), DataLoader(whole, 20)
+
+def signals():
+    return parts(1)
+
+def volumes():
+    return parts(3)
+"""
+
+
+@pytest.mark.parametrize(("name", "dimensions"), [("signals", 1), ("volumes", 3)])
+def test_signals_and_volumes_go_the_same_way(
+    name: str, dimensions: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "beyond.py").write_text(BEYOND_IMAGES)
+    code = tmp_path / "beyond.py"
+    arch = ("--arch", f"{code}:build", "--arch-arg", f"dimensions={dimensions}")
+    data = ("--data", f"{code}:{name}")
+    assert slim("train", arch[1], *arch[2:], *data, "--epochs", 2, "-o", tmp_path / "dense") == 0
+    quick = ("--tie-epochs", 1, "--epochs", 1, "--final-epochs", 1, "--max-drop", 100, "--macs", 0.6)
+    assert slim("prune", tmp_path / "dense/model.pt", *arch, *data, *quick, "-o", tmp_path / "run") == 0
+    metrics = RunDir(tmp_path / "run").read_metrics()
+    assert metrics["slim"]["macs"] <= 0.6 * metrics["dense"]["macs"]
+    capsys.readouterr()
+    assert slim("eval", tmp_path / "run/model.onnx", *data, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(metrics["slim"]["top1"])

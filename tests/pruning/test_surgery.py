@@ -6,7 +6,7 @@ Zeroing is done here by hand, in the weights: a layer's filters, and those of th
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -43,6 +43,7 @@ CERTAIN = {
     tiny.Signal: {"a", "b"},
     tiny.Volume: {"a", "b"},
     tiny.TwoHeads: {"a", "b"},
+    tiny.Labels: {"a", "b"},
     tiny.Parametrized: {"c"},
     tiny.Sloped: {"a", "c"},
     tiny.Unscaled: {"a", "b"},
@@ -349,3 +350,12 @@ def test_a_pattern_that_no_layer_matches_is_refused(which: str) -> None:
     with pytest.raises(SettingsError, match=f"--{which} 'convv1' matches no layer") as caught:
         surgery.taking_part(groups, **{which: ("convv1",)})
     assert "conv1" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_hooks_that_compute_weights_are_named(kind: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), kind(nn.Conv2d(4, 5, 3)), nn.Flatten(), nn.Linear(5 * 16, 3))
+    model(tiny.images().float())
+    with pytest.raises(ArchError, match=f"the weight of 2 is computed by a hook of torch.nn.utils.{kind.__name__}"):
+        surgery.find_groups(model, tiny.SHAPE)
