@@ -34,6 +34,11 @@ class Measure:
         return "top-1" if self.is_top1 else self.name
 
     @property
+    def opening(self) -> str:
+        """As a sentence begins with it."""
+        return "Top-1" if self.is_top1 else self.name
+
+    @property
     def unit(self) -> str:
         """Behind a figure."""
         return " %" if self.is_top1 else ""

@@ -113,7 +113,7 @@ def _latency_rows(result: Result) -> list[tuple[str, ...]]:
 def _terms(result: Result) -> list[str]:
     """What the table's numbers were measured on."""
     images = f"the {formats.plural(result.test_samples, 'image')} of the test split" if result.test_samples else "the test split"
-    sentences = [f"{result.measure.title.capitalize()} and loss are measured on {images}; MACs are for one image."]
+    sentences = [f"{result.measure.opening} and loss are measured on {images}; MACs are for one image."]
     if not result.finished and result.pruned:
         sentences.append("Slim is the last network that was kept so far; it is measured on the test split when the run ends.")
     if latency := result.slim.get("latency_ms"):

@@ -91,7 +91,7 @@ def iterations(result: Result) -> Plot | None:
         name="iterations",
         title="Accuracy and MACs over the iterations",
         caption=f"{plural(kept, 'iteration')} kept, {len(steps) - kept} taken back. "
-        f"{score.capitalize()} is measured on the held-out split, on which every choice is made.",
+        f"{measure.opening} is measured on the held-out split, on which every choice is made.",
         description=f"Two line charts over the iterations. Above, {score} on the held-out split: circles after retraining, "
         "triangles right after surgery, crosses for iterations that were taken back, a star for the slim network. "
         "Below, the MACs kept in percent of the dense network.",

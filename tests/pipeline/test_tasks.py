@@ -99,6 +99,7 @@ def test_the_score_and_its_name_stand_in_every_file(here: Path, run: RunDir) -> 
     report = run.report.read_text()
     assert "RMSE (less is better)" in report
     assert "top-1" not in report
+    assert "Rmse" not in report
 
 
 def test_the_exported_file_gives_the_maps_and_the_score(here: Path, run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
