@@ -39,6 +39,11 @@ def filters(layer: Layer) -> int:
     return layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
 
 
+def inputs(layer: Layer) -> int:
+    """How many input channels the layer has."""
+    return layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
+
+
 def by_filter(layer: Layer, values: Tensor | None = None) -> Tensor:
     """The layer's weight, or `values` of its shape, as (filters, ...).
 

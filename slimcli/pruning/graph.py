@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch_pruning._helpers import _HybridIndex
 from torch_pruning.dependency import index_mapping
 
 from slimcli.errors import ArchError
-from slimcli.networks.layers import filters, layers_of
+from slimcli.networks.layers import filters, inputs, layers_of
 from slimcli.networks.modes import evaluating
 from slimcli.networks.shortcut import ChannelPad
 
@@ -64,11 +65,11 @@ class Graph:
     def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
         self.names = {module: name for name, module in model.named_modules()}
         self.layers = layers_of(model)
-        self._units: dict[str, int] = {}
+        self._groups: dict[str, tuple[int, list[Item]]] = {}
         self.joined: set[str] = set()
         """Layers of which units were found to share a channel of something that depends on them."""
         # A concatenation may be wider than any layer; what is far wider was not followed but made up.
-        self._widest = 4 * max(max(layer.weight.shape[:2]) * getattr(layer, "groups", 1) for layer in self.layers.values())
+        self._widest = 4 * max(max(inputs(layer), filters(layer)) for layer in self.layers.values())
         reference = next(model.parameters())
         example = torch.zeros(2, *input_shape, device=reference.device, dtype=reference.dtype)
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
@@ -94,22 +95,32 @@ class Graph:
 
     def units(self, root: str) -> int:
         """How many units the layer has."""
-        if root not in self._units:
-            channels = filters(self.layers[root])
-            stretches = {_groups_of(item.module) for item in self._reached(root, range(channels), channels)}
-            together = math.lcm(*stretches)
-            self.joined.discard(root)  # of channels, not of units
-            self._units[root] = channels // together if channels % together == 0 else channels
-        return self._units[root]
+        return self._whole(root)[0]
 
     def group(self, root: str, units: Sequence[int]) -> list[Item]:
         """What goes with these units of the layer `root`."""
-        count = self.units(root)
-        channels = filters(self.layers[root])
-        return self._reached(root, [start + unit for start in range(0, channels, count) for unit in units], count)
+        wanted, items = set(units), []
+        for item in self._whole(root)[1]:
+            kept = [(channel, unit) for channel, unit in zip(item.channels, item.units, strict=True) if unit in wanted]
+            if kept:
+                items.append(Item(item.dep, [channel for channel, _ in kept], [unit for _, unit in kept]))
+        return items
 
-    def _reached(self, root: str, channels: Sequence[int], count: int) -> list[Item]:
-        """Everything that depends on these channels of the layer, found in time proportional to the channels there are.
+    def _whole(self, root: str) -> tuple[int, list[Item]]:
+        """How many units the layer has, and what depends on all of them: looked for once."""
+        if root not in self._groups:
+            channels = filters(self.layers[root])
+            items = self._reached(root, channels)
+            together = math.lcm(*{_groups_of(item.module) for item in items})
+            units = channels // together if channels % together == 0 else channels
+            if units < channels:
+                self.joined.discard(root)  # of channels, not of units
+                items = self._reached(root, units)
+            self._groups[root] = units, items
+        return self._groups[root]
+
+    def _reached(self, root: str, count: int) -> list[Item]:
+        """All that depends on the channels of a layer of so many units, found in time proportional to the channels there are.
 
         torch-pruning's own search follows a channel again on every way that leads to it. Raises `IndexError` for channels that no
         layer has: what lies in between is not what torch-pruning takes it for.
@@ -117,10 +128,11 @@ class Graph:
         layer = self.layers[root]
         node, remove = self.graph.module2node[layer], self.graph.get_pruner_of_module(layer).prune_out_channels
         start = tp.dependency.Dependency(remove, remove, source=node, target=node)
-        ahead = [(start, [_HybridIndex(idx=channel, root_idx=channel) for channel in channels])]
+        # What is nearest first: where channels cannot be followed, that shows before all else was.
+        ahead = deque([(start, [_HybridIndex(idx=channel, root_idx=channel) for channel in range(filters(layer))])])
         found: dict[tuple[Any, Any], tuple[Any, dict[int, int]]] = {}
         while ahead:
-            dep, indices = ahead.pop()
+            dep, indices = ahead.popleft()
             _, known = found.setdefault((dep.target, dep.handler), (dep, {}))
             new = [index for index in indices if index.idx not in known]
             if any(known.get(index.idx, index.root_idx % count) != index.root_idx % count for index in indices):
