@@ -63,6 +63,22 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(_run(arguments))
 
 
+_NO_NUMBER = re.compile(
+    r"Invalid value for '(?P<flag>--[\w-]+)'.*: Input should be a valid (?P<kind>number|integer).*", re.DOTALL
+)
+
+
+def _said(message: str, arguments: list[str]) -> str:
+    """The message; where it is a number's that is none, with what was typed."""
+    if (found := _NO_NUMBER.match(message)) is None:
+        return message
+    flag, kind = found["flag"], {"number": "number", "integer": "whole number"}[found["kind"]]
+    typed = next((each.partition("=")[2] for each in arguments if each.startswith(f"{flag}=")), None)
+    if typed is None and flag in arguments[:-1]:
+        typed = arguments[arguments.index(flag) + 1]
+    return f"{flag} {typed!r} is no {kind}" if typed is not None else message
+
+
 def _terminate(*_: object) -> None:
     raise Terminated
 
@@ -75,7 +91,7 @@ def _run(arguments: list[str]) -> int:
             raise
         return _fail(arguments, type(error).__name__, error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
-        return _fail(arguments, "UsageError", error.format_message(), _usage_hint(error), 2)
+        return _fail(arguments, "UsageError", _said(error.format_message(), arguments), _usage_hint(error), 2)
     except Terminated:
         return _fail(arguments, "Terminated", "terminated; what was finished is kept", "", 143)
     except (KeyboardInterrupt, typer.Abort):

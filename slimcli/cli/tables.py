@@ -128,7 +128,9 @@ def comparison(paths: list[str], metrics: list[JsonDict]) -> Table:
     table = Table()
     titles = {measure_of(run["dense"]).title for run in metrics}
     score = titles.pop() if len(titles) == 1 else "score"
-    for column in ("run", "method", score, "change", "MACs kept", "parameters kept", "p50 latency"):
+    masked = any(run.get("sparsity") for run in metrics)
+    left = ("weights left",) if masked else ()
+    for column in ("run", "method", score, "change", "MACs kept", "parameters kept", *left, "p50 latency"):
         table.add_column(column, justify="left" if column in ("run", "method") else "right")
     for path, run in zip(paths, metrics, strict=True):
         dense, slim = run["dense"], run["slim"]
@@ -140,9 +142,16 @@ def comparison(paths: list[str], metrics: list[JsonDict]) -> Table:
             "" if value_of(slim) is None else measure_of(dense).change(value_of(slim), value_of(dense)),
             f"{slim['macs'] / dense['macs']:.1%}",
             f"{slim['params'] / dense['params']:.1%}",
+            *([_left(run)] if masked else []),
             f"{latency['p50']:.3f} ms" if latency else "-",
         )
     return table
+
+
+def _left(run: JsonDict) -> str:
+    """The share of the dense network's weights that the last kept iteration left."""
+    kept = [step["remaining"] for step in run.get("iterations", []) if step.get("kept", True) and "remaining" in step]
+    return f"{kept[-1]:.1%}" if kept else ""
 
 
 def anatomy(network: JsonDict) -> list[Table]:

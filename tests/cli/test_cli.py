@@ -214,3 +214,17 @@ def test_every_setting_is_a_flag_with_the_same_default(
             if setting.name == "pq":  # a list of numbers is typed as text
                 default = tuple(float(number) for number in default.split(","))
             assert default == setting.default, setting.name
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--epsilon", "10%"], "--epsilon '10%' is no number"),
+        (["--iterations=two"], "--iterations 'two' is no whole number"),
+    ],
+)
+def test_what_is_no_number_is_said_as_it_was_typed(typed: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["prune", "model.pt", *typed])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"slim: {said} (see `")
