@@ -12,7 +12,7 @@ from torch import nn
 from slimcli.data.loaders import Data
 from slimcli.data.sources import open_data
 from slimcli.errors import ArchError, DivergedError
-from slimcli.networks.layers import check_weights
+from slimcli.networks.layers import check_numbers, check_weights
 from slimcli.pipeline.origins import Known, builder
 from slimcli.pipeline.outset import start, suited
 from slimcli.pipeline.prune import Loop
@@ -55,6 +55,7 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
     `settings` are the flags of `slim prune` (`data="cifar10"`, `method="hbfp"`, `macs=0.5`, ...). Without a `history` a few
     epochs are observed first. Raises `slimcli.errors.SlimError`.
     """
+    check_numbers(model)
     check_weights(model)
     asked = PruneSettings(**settings)
     resolved = methods.resolve(asked)

@@ -34,6 +34,11 @@ class Measure:
         return "top-1" if self.is_top1 else self.name
 
     @property
+    def heading(self) -> str:
+        """Above its figures: a user's score says which way is better."""
+        return self.title if self.is_top1 else f"{self.name} ({'more' if self.higher else 'less'} is better)"
+
+    @property
     def opening(self) -> str:
         """As a sentence begins with it."""
         return "Top-1" if self.is_top1 else self.name

@@ -237,7 +237,7 @@ class PruneSettings(DataSettings, FitSettings):
                 _at_least(flag, count, least)
         for width in self.widths or ():
             _at_least("--widths", width, 1)
-        _within("--max-drop", self.max_drop, 0.0, 100.0)
+        _within("--max-drop", self.max_drop, 0.0, 10_000.0)  # of another score than top-1, percent: an error may grow tenfold
         _within("--lambda", self.lambda_, 0.0, math.inf)
         _one_of("--norm", self.norm, NORMS)
         _one_of("--distance", self.distance, DISTANCES)

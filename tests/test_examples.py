@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from slimcli.deploy.onnx import OnnxNetwork
+from slimcli.pipeline import job
+from slimcli.pipeline.train import train
 from slimcli.pruning import surgery
 from slimcli.pruning.verification import verify
+from slimcli.rundir import RunDir
+from slimcli.settings import PruneSettings, TrainSettings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -48,3 +53,27 @@ def test_the_score_is_one_where_every_digit_is_found(scenes: ModuleType) -> None
     right = torch.full_like(answers, scenes.BACKGROUND)
     assert scenes.mean_iou(said, [(fields, answers)]) == 0
     assert float(scenes.loss(scenes.build(4), (fields[:2], answers[:2]))) > 0
+
+
+def test_the_unet_is_trained_pruned_and_exported(tmp_path: Path) -> None:
+    (tmp_path / "few.py").write_text(
+        f"import sys; sys.path.insert(0, {str(EXAMPLES / 'scenes')!r})\nimport scenes\n"
+        "def build():\n    return scenes.build(4)\n\ndef data():\n    return scenes.data(40, 10)\n"
+    )
+    arch, data = f"{tmp_path}/few.py:build", f"{tmp_path}/few.py:data"
+    train(TrainSettings(arch=arch, data=data, epochs=1), RunDir(tmp_path / "dense"))
+    settings = PruneSettings(
+        model=str(tmp_path / "dense/model.pt"),
+        arch=arch,
+        data=data,
+        macs=0.5,
+        max_drop=10_000.0,
+        tie_epochs=1,
+        epochs=0,
+        final_epochs=1,
+    )
+    job.run(settings, tmp_path / "slim")
+    metrics = RunDir(tmp_path / "slim").read_metrics()
+    assert metrics["slim"]["macs"] <= 0.5 * metrics["dense"]["macs"]
+    assert metrics["slim"]["score_name"] == "mIoU"
+    assert OnnxNetwork(RunDir(tmp_path / "slim").onnx)(torch.rand(3, 1, 48, 48)).shape == (3, 11, 48, 48)

@@ -132,7 +132,7 @@ OUT_OF_RANGE: list[tuple[type[Any], dict[str, Any], str]] = [
     (PruneSettings, {"iterations": -1}, "--iterations"),
     (PruneSettings, {"window": 0}, "--window"),
     (PruneSettings, {"max_drop": -1.0}, "--max-drop"),
-    (PruneSettings, {"max_drop": 101.0}, "--max-drop"),
+    (PruneSettings, {"max_drop": 20_000.0}, "--max-drop"),
     (PruneSettings, {"lambda_": -1.0}, "--lambda"),
     (PruneSettings, {"lambda_": math.inf}, "--lambda"),
     (PruneSettings, {"norm": "cosine"}, "--norm"),

@@ -54,17 +54,17 @@ def build(width: int = 16) -> nn.Module:
     return UNet(width)
 
 
-def data() -> dict[str, Any]:
-    """Loaders of (scenes, digit of each pixel), and what a network is trained towards and judged by."""
+def data(train: int = 3000, test: int = 500) -> dict[str, Any]:
+    """Loaders of so many (scenes, digit of each pixel), and what a network is trained towards and judged by."""
     with resources.as_file(resources.files("slimcli.data") / "digits.npz") as path:
         digits = np.load(path)
-    train, test = (
+    parts = [
         TensorDataset(*scenes(digits[f"x_{part}"], digits[f"y_{part}"], count, seed))
-        for seed, (part, count) in enumerate((("train", 3000), ("test", 500)))
-    )
+        for seed, (part, count) in enumerate((("train", train), ("test", test)))
+    ]
     return {
-        "train": DataLoader(train, 32, shuffle=True),  # a tenth is held out
-        "test": DataLoader(test, 100),
+        "train": DataLoader(parts[0], 32, shuffle=True),  # a tenth is held out
+        "test": DataLoader(parts[1], 100),
         "loss": loss,
         "score": mean_iou,
         "score_name": "mIoU",

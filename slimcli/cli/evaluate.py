@@ -46,5 +46,5 @@ def evaluate(
     else:
         measure = score.measure
         console.echo(
-            f"{measure.title} {measure.figure(score.value)}{measure.unit}, loss {score.loss:.4f}, {score.samples:,} images"
+            f"{measure.heading} {measure.figure(score.value)}{measure.unit}, loss {score.loss:.4f}, {score.samples:,} images"
         )

@@ -60,7 +60,7 @@ Std = Annotated[str | None, typer.Option(help="Normalisation: standard deviation
 Classes = Annotated[
     int | None,
     typer.Option(
-        help="How many classes the network tells apart, where the data have images of fewer.",
+        help="How many classes the network tells apart, where the data have images of fewer; in other tasks, how many outputs.",
         show_default="the data's",
         rich_help_panel=_DATA,
     ),

@@ -27,7 +27,7 @@ def summary(metrics: JsonDict) -> Table:
         return _trained(metrics)
     dense, slim = metrics["dense"], metrics["slim"]
     table = _titled(metrics, metrics["method"], "dense", "slim", "change")
-    title = measure_of(dense).title
+    title = measure_of(dense).heading
     if value_of(slim) is not None:
         table.add_row(title, *_scores(dense, slim))
     else:
@@ -71,7 +71,7 @@ def plan(first: JsonDict) -> Table:
 
 def steps(done: Sequence[JsonDict]) -> Table:
     """What the steps of a recipe came to, one line a step."""
-    titles = {measure_of(step["metrics"]["dense"]).title for step in done}
+    titles = {measure_of(step["metrics"]["dense"]).heading for step in done}
     score = titles.pop() if len(titles) == 1 else "score"
     table = Table("step", *(Column(name, justify="right") for name in (score, "MACs", "parameters", "epochs", "time")))
     if any(step["shortfall"] for step in done):
@@ -89,7 +89,7 @@ def _trained(metrics: JsonDict) -> Table:
     network = metrics["dense"]
     table = _titled(metrics, "trained", "network")
     if value_of(network) is not None:
-        table.add_row(measure_of(network).title, formats.score(network))
+        table.add_row(measure_of(network).heading, formats.score(network))
     else:
         table.caption = metrics["reason"]
     for label, key in (("MACs", "macs"), ("parameters", "params")):
@@ -126,7 +126,7 @@ def latencies(result: JsonDict) -> Table:
 def comparison(paths: list[str], metrics: list[JsonDict]) -> Table:
     """The table of `slim compare`."""
     table = Table()
-    titles = {measure_of(run["dense"]).title for run in metrics}
+    titles = {measure_of(run["dense"]).heading for run in metrics}
     score = titles.pop() if len(titles) == 1 else "score"
     masked = any(run.get("sparsity") for run in metrics)
     left = ("weights left",) if masked else ()

@@ -56,8 +56,6 @@ def open_data(
         )
     if ".py:" in spec:
         data = user.open_loaders(spec, settings, seed)
-        if not data.task.classifies:
-            return data
         classes = settled(settings.classes or (recorded.get("classes") if same else None), data.classes, spec)
         return replace(data, classes=classes, spec=data.spec | ({"classes": classes} if classes != data.classes else {}))
     known = KNOWN.get(spec)
@@ -155,6 +153,10 @@ def check_fits(data: Data, arch: str, classes: int, input_shape: tuple[int, ...]
         raise DataError(
             f"{arch} takes images with {input_shape[0]} channel(s), {data.name} has {data.shape[0]}",
             "choose data that fits it",
+        )
+    if data.task.classifies and not classes:
+        raise DataError(
+            f"{arch} was made for a task that is not classification, {data.name} has labels", "choose data that fits it"
         )
     if data.task.classifies and data.classes != classes:
         raise DataError(f"{arch} tells {classes} classes apart, {data.name} has {data.classes}", way_out(data, classes))

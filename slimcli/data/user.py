@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from slimcli.data.loaders import Data
 from slimcli.data.memory import epoch_seed
 from slimcli.errors import DataError
 from slimcli.foreign import load_callable
-from slimcli.networks.batches import part_of
+from slimcli.networks.tasks import part_of
 from slimcli.records import CLASSIFICATION, TOP1, Measure, Task
 from slimcli.settings import DataSettings
 
@@ -104,6 +105,9 @@ def open_loaders(spec: str, settings: DataSettings, seed: int) -> Data:
     )
 
 
+_NAME = re.compile(r"[\w ()%/.,:+-]{1,40}")
+"""What tables, pages and axes show as it is."""
+
 _KEYS = ("train", "held_out", "test", "loss", "score", "score_name", "higher_is_better")
 
 
@@ -116,6 +120,8 @@ def _named(spec: str, returned: Mapping[str, Any]) -> tuple[tuple[Any, ...], Tas
     loaders = tuple(returned[key] for key in ("train", "held_out", "test") if key in returned)
     loss, score = returned.get("loss"), returned.get("score")
     if loss is None and score is None:
+        if alone := [key for key in ("score_name", "higher_is_better") if key in returned]:
+            raise DataError(f"{spec} returns {' and '.join(alone)}, and no score", "give a loss and a score with it")
         return loaders, CLASSIFICATION
     if not callable(loss) or not callable(score):
         lacking = [key for key in ("loss", "score") if not callable(returned.get(key))]
@@ -123,9 +129,10 @@ def _named(spec: str, returned: Mapping[str, Any]) -> tuple[tuple[Any, ...], Tas
             f"{spec} returns no {' and no '.join(lacking)} that can be called",
             "give both: loss(model, batch), a mean over the batch, and score(model, batches), a number",
         )
-    name, higher = returned.get("score_name", getattr(score, "__name__", "score")), returned.get("higher_is_better", True)
-    if not isinstance(name, str) or name in ("", TOP1.name):
-        raise DataError(f"{spec}: score_name is {name!r}", "give another text")
+    own = str(getattr(score, "__name__", "score"))
+    name, higher = returned.get("score_name", own if own.isidentifier() else "score"), returned.get("higher_is_better", True)
+    if not isinstance(name, str) or name == TOP1.name or not _NAME.fullmatch(name):
+        raise DataError(f"{spec}: score_name is {name!r}", "give a short name in letters, digits and ()%/.,:+-")
     if not isinstance(higher, bool):
         raise DataError(f"{spec}: higher_is_better is {higher!r}", "give True or False")
     return loaders, Task(loss, score, Measure(name, higher))
@@ -135,6 +142,8 @@ def _checked(loader: Any, training: bool, seed: int, task: Task) -> tuple[_UserL
     """One pass over a loader: itself, its number of classes, the shape of its images. Raises whatever is wrong."""
     samples, classes, shapes = 0, 0, set()
     for batch in loader:
+        if not isinstance(batch, tuple | list) or not batch:
+            raise TypeError(f"a batch is a {type(batch).__name__}, not a tuple or a list that begins with the images")
         images = batch[0]
         if not isinstance(images, Tensor) or images.ndim < 3 or not images.is_floating_point():
             raise TypeError(

@@ -28,6 +28,9 @@ from slimcli.networks.layers import layers_of
 
 INPUT, OUTPUT = "input", "logits"
 
+MOST_FLIPPED = 0.01
+"""Of whole numbers (which class it is), the share that rounding may turn into others."""
+
 
 @dataclass(frozen=True)
 class Export:
@@ -68,7 +71,7 @@ def export_onnx(
     result: list[Export] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(
-        path, proto.SerializeToString(), lambda temporary: result.append(_checked(network, temporary, images, tolerance))
+        path, proto.SerializeToString(), lambda temporary: result.append(_examined(network, temporary, images, tolerance))
     )
     return replace(result[0], path=path)
 
@@ -99,17 +102,19 @@ def _exported(network: nn.Module, images: Tensor) -> onnx.ModelProto:
 
 
 def _outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What the network gives, under the names that the file has."""
+    """What the network gives, under the names that the file has; what is None is left out."""
     output = network(images)
     if isinstance(output, Tensor):
         return {OUTPUT: output}
     named = output if isinstance(output, Mapping) else dict(enumerate(tree_leaves(output)))
-    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
-    if len(tensors) < len(tree_leaves(output)):
+    named = {key: value for key, value in named.items() if value is not None}
+    if not named or not all(isinstance(value, Tensor) for value in named.values()):
         raise TypeError(f"its output is nested or holds more than tensors: {type(output).__name__}")
-    if len(tensors) == 1:
-        return {OUTPUT: next(iter(tensors.values()))}
-    return {key if isinstance(key, str) else f"output_{key}": value for key, value in tensors.items()}
+    if INPUT in named:
+        raise TypeError(f"an output is called {INPUT!r}, as the input is")
+    if len(named) == 1:
+        return {OUTPUT: next(iter(named.values()))}
+    return {key if isinstance(key, str) else f"output_{key}": value for key, value in named.items()}
 
 
 def _reason(error: BaseException) -> str:
@@ -139,29 +144,50 @@ def _metadata(network: nn.Module, images: Tensor, extra: Mapping[str, Any]) -> d
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
+def _examined(network: nn.Module, path: Path, images: Tensor, tolerance: float) -> Export:
+    """`_checked`, whatever goes wrong there."""
+    try:
+        return _checked(network, path, images, tolerance)
+    except ParityError:
+        raise
+    except Exception as error:
+        raise ParityError(
+            f"the exported file cannot be checked ({_reason(error)}); no file was left", "--debug shows where"
+        ) from error
+
+
 def _checked(network: nn.Module, path: Path, images: Tensor, tolerance: float) -> Export:
     loaded = onnx.load(path)
     onnx.checker.check_model(loaded, full_check=True)
     _check_shapes(network, loaded, images)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    worst, largest = 0.0, 1.0
+    worst = 0.0
     for batch in (images, images[:1]):
         with torch.no_grad():
             outputs = _outputs(network, batch)
-        for found, output in zip(session.run(list(outputs), {INPUT: batch.numpy()}), outputs.values(), strict=True):
-            expected = output.numpy()
-            if found.shape != expected.shape:
-                raise ParityError(f"the exported file gives {found.shape}, torch {expected.shape}", "report this network")
-            difference = float(np.abs(found - expected).max())
-            worst = max(worst, difference) if np.isfinite(difference) else float("inf")
-            largest = max(largest, float(np.abs(expected).max()))
-    if not worst <= tolerance * largest:
-        raise ParityError(
-            f"the exported file differs from torch by {worst:.3g}, more than {tolerance * largest:.3g}; no file was left",
-            "raise --tolerance if that is acceptable",
-        )
+        for found, (name, output) in zip(session.run(list(outputs), {INPUT: batch.numpy()}), outputs.items(), strict=True):
+            if found.shape != tuple(output.shape):
+                raise ParityError(f"the exported file gives {found.shape}, torch {tuple(output.shape)}", "report this network")
+            if output.is_floating_point():
+                worst = max(worst, _difference(name, found, output.numpy(), tolerance))
+            elif found.size and (others := float(np.mean(found != output.numpy()))) > MOST_FLIPPED:
+                raise ParityError(
+                    f"of {name}, {others:.1%} are other whole numbers than torch's; no file was left", "report this"
+                )
     opset = next(entry.version for entry in loaded.opset_import if entry.domain == "")
     return Export(path, path.stat().st_size, worst, len(images), opset, tuple(images.shape[1:]))
+
+
+def _difference(name: str, found: Any, expected: Any, tolerance: float) -> float:
+    """The largest error of an output; `ParityError` where it is more than `tolerance` of the largest value (or 1)."""
+    difference = float(np.abs(found - expected).max(initial=0.0))
+    most = tolerance * max(1.0, float(np.abs(expected).max(initial=0.0)))
+    if not difference <= most:
+        raise ParityError(
+            f"the exported file differs from torch by {difference:.3g} in {name}, more than {most:.3g}; no file was left",
+            "raise --tolerance if that is acceptable",
+        )
+    return difference
 
 
 def _check_shapes(network: nn.Module, loaded: onnx.ModelProto, images: Tensor) -> None:
@@ -181,7 +207,9 @@ def _check_shapes(network: nn.Module, loaded: onnx.ModelProto, images: Tensor) -
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file that can be called like a torch module (and gives its first output); it runs in onnxruntime on the CPU."""
+    """An ONNX file that can be called like a torch module; it runs in onnxruntime on the CPU. Several outputs come as the network
+    gave them: as a tuple, or as a dictionary by their names.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -191,7 +219,8 @@ class OnnxNetwork(nn.Module):
             self._session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:
             raise InputError(f"onnxruntime cannot open {path}: {str(error).splitlines()[0][:200]}", "export it again") from error
-        entry, output = self._session.get_inputs()[0], self._session.get_outputs()[0]
+        entry, outputs = self._session.get_inputs()[0], self._session.get_outputs()
+        self._outputs, output = [each.name for each in outputs], outputs[0]
         if len(entry.shape) < 3 or entry.type != "tensor(float)" or not all(isinstance(n, int) for n in entry.shape[1:]):
             raise InputError(f"{path} takes {entry.type} {entry.shape}, not float images", "name a file that `slim export` wrote")
         self._input = entry.name
@@ -202,18 +231,21 @@ class OnnxNetwork(nn.Module):
         self.data = metadata.get("data", "")
         self._fixed_batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, C, H, W) to the first output, for a classifier logits (N, classes)."""
-        if self._fixed_batch is None:
-            return self._run(images)
-        outputs = []
-        for chunk in images.split(self._fixed_batch):  # type: ignore[no-untyped-call]
-            filled = torch.cat([chunk, chunk.new_zeros(self._fixed_batch - len(chunk), *chunk.shape[1:])])
-            outputs.append(self._run(filled)[: len(chunk)])
-        return torch.cat(outputs)
+    def forward(self, images: Tensor) -> Any:
+        """Normalised images (N, C, H, W) to what the network gives; for a classifier logits (N, classes)."""
+        chunks = [images] if self._fixed_batch is None else images.split(self._fixed_batch)  # type: ignore[no-untyped-call]
+        runs = [self._run(chunk) for chunk in chunks]
+        outputs = [torch.cat(parts) for parts in zip(*runs, strict=True)]
+        if len(outputs) == 1:
+            return outputs[0]
+        unnamed = self._outputs == [f"output_{number}" for number in range(len(outputs))]
+        return tuple(outputs) if unnamed else dict(zip(self._outputs, outputs, strict=True))
 
-    def _run(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(self._session.run(None, {self._input: images.cpu().numpy()})[0])
+    def _run(self, images: Tensor) -> list[Tensor]:
+        """All outputs for these images, which are filled up where the file wants more."""
+        missing = (self._fixed_batch or len(images)) - len(images)
+        filled = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
+        return [torch.from_numpy(each)[: len(images)] for each in self._session.run(None, {self._input: filled.cpu().numpy()})]
 
 
 def _normalisation(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

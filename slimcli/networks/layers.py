@@ -22,16 +22,22 @@ def owns_weight(module: nn.Module) -> bool:
     return not hasattr(module, "weight") or "weight" in module._parameters
 
 
+def check_numbers(model: nn.Module) -> None:
+    """Raise `ArchError` for a network without numbers: tensors on the meta device."""
+    if elsewhere := [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]:
+        named = ", ".join(elsewhere[:3]) + " ..." * (len(elsewhere) > 3)
+        raise ArchError(f"{named} are on the meta device, where they hold no numbers", "build all of it on the CPU")
+
+
 def check_weights(model: nn.Module) -> None:
     """Raise `ArchError` for a network that cannot be copied, because hooks of the old kind compute its weights."""
     for name, module in model.named_modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm | SpectralNorm):
                 kind = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
-                raise ArchError(
-                    f"the weight of {name} is computed by a hook of torch.nn.utils.{kind}, and such a network cannot be copied",
-                    f"build it with torch.nn.utils.parametrizations.{kind}, or remove the norm before it is saved",
-                )
+                what = f"the weight of {name or 'the network'} is computed by a hook of torch.nn.utils.{kind}"
+                hint = f"build it with torch.nn.utils.parametrizations.{kind}, or remove the norm before it is saved"
+                raise ArchError(f"{what}, and such a network cannot be copied", hint)
 
 
 def filters(layer: Layer) -> int:

@@ -23,6 +23,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def over_volumes(model: nn.Module) -> bool:
+    """Whether the network has convs over volumes, for which there is no channels-last layout of images."""
+    return any(each.dim() == 5 for each in model.parameters())
+
+
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[None]:
     """Convolutions in channels-last layout (up to three times as fast on CPUs, faster on tensor cores), where they are not.
@@ -31,8 +36,7 @@ def channels_last(model: nn.Module) -> Iterator[None]:
     over volumes stays as it is.
     """
     images = [each for each in model.parameters() if each.dim() == 4]
-    done = all(each.is_contiguous(memory_format=torch.channels_last) for each in images)
-    if done or any(each.dim() == 5 for each in model.parameters()):
+    if over_volumes(model) or all(each.is_contiguous(memory_format=torch.channels_last) for each in images):
         yield
         return
     model.to(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from torch import nn
 from slimcli.errors import ArchError, suggest
 from slimcli.foreign import load_callable
 from slimcli.networks import ARCHS
+from slimcli.networks.layers import check_numbers
 
 Shape = tuple[int, ...]
 
@@ -93,14 +94,14 @@ def is_foreign(arch: str) -> bool:
 def build(arch: str, classes: int, input_shape: Shape) -> nn.Module:
     """A freshly initialised network with `classes` outputs for images of `input_shape`; `ArchError` where there is none."""
     network = _built(arch, classes, input_shape)
-    if elsewhere := [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]:
-        named = ", ".join(elsewhere[:3]) + " ..." * (len(elsewhere) > 3)
-        raise ArchError(f"{arch} builds {named} on the meta device, where they hold no numbers", "build all of it on the CPU")
+    check_numbers(network)
     return network
 
 
 def _built(arch: str, classes: int, input_shape: Shape) -> nn.Module:
     spec = parse(arch)
+    if not classes and not is_foreign(arch):
+        raise ArchError(f"{arch} has to know how many outputs it has, and the data tell no classes apart", "say --classes N")
     if not spec.family:
         if spec.name not in ARCHS:
             raise ArchError(f"there is no network {arch!r}", suggest(spec.name, ARCHS))

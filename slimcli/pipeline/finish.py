@@ -15,6 +15,7 @@ from slimcli.errors import ParityError
 from slimcli.networks import checkpoint
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.layers import filters, layers_of
+from slimcli.networks.tasks import same_outputs
 from slimcli.pipeline.decisions import also_removed
 from slimcli.pipeline.deploy import bench_run, describe, export_both, first_images
 from slimcli.pipeline.origins import Origins
@@ -100,7 +101,7 @@ def _check_reloads(path: Path, job: Prepared, slim: nn.Module) -> None:
     """Raise `ParityError` unless the saved checkpoint gives the very outputs of the network it was saved from."""
     images, arch = first_images(job.subject.data.test, 8), job.subject.checkpoint.arch
     reloaded = replace(checkpoint.load(path, arch), arch=job.code or arch).build()
-    if not torch.equal(reloaded(images), copy.deepcopy(slim).cpu()(images)):
+    if not same_outputs(reloaded(images), copy.deepcopy(slim).cpu()(images)):
         raise ParityError(f"{path} does not give the outputs of the network it was saved from", "report this network")
 
 

@@ -219,7 +219,7 @@ _STAGES = {
     "tie": "pulling pairs together",
     "operate": "removing",
     "retrain": "retraining",
-    "judge": "measuring accuracy",
+    "judge": "measuring what is left of the score",
     "clear": "removing dead filters",
     "final": "the last retraining",
     "compare": "comparing last retrainings",
@@ -306,6 +306,10 @@ def _carry_out(job: Prepared, folder: RunDir | None, engine: Engine) -> Result |
     settings, subject, data, state = job.settings, job.subject, job.subject.data, job.state
     dense_test = job.dense_test or engine.evaluate(subject.model, data.test)
     state.dense = state.dense or engine.evaluate(subject.model, data.held_out)
+    if not state.dense.measure.is_top1 and state.dense.value == 0:
+        engine.progress.warn(
+            f"the dense network's {state.dense.measure.name} is 0, and --max-drop is a share of it: none may be lost"
+        )
     teacher = job.teacher.build().to(engine.device) if job.teacher is not None else None
     work = Work(state, job.plan, job.origins, data, settings, engine, teacher)
     if folder is None:

@@ -62,7 +62,7 @@ class LastRetraining:
         if state.best is not None and not self.work.allowed(state.held_out.value):
             state.network = state.kept
             state.trials = [replace(trial, chosen=False) for trial in state.trials]
-            state.reason += "; the last retraining lost accuracy and was taken back"
+            state.reason += "; the last retraining lost too much and was taken back"
             lost = f"{measure.figure(state.held_out.value)} is beyond the allowed {measure.figure(self.work.limit)}"
             state.held_out = self.work.engine.evaluate(state.network.model, self.work.data.held_out)
             self.work.engine.progress.say(

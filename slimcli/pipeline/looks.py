@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from slimcli.data.loaders import Data
-from slimcli.networks.batches import moved
 from slimcli.networks.layers import layers_of
 from slimcli.networks.modes import channels_last
+from slimcli.networks.tasks import moved
 from slimcli.pipeline.origins import Origins
 from slimcli.pipeline.state import Network
 from slimcli.pruning import flow, masks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import nn
@@ -12,8 +11,8 @@ from slimcli.data.loaders import Data
 from slimcli.data.sources import check_fits, open_data, way_out
 from slimcli.errors import DataError
 from slimcli.networks import resolve
-from slimcli.networks.batches import moved
 from slimcli.networks.checkpoint import Checkpoint
+from slimcli.networks.tasks import loss_of, moved, score_of
 from slimcli.settings import DataSettings
 from slimcli.training.group import pick_device
 
@@ -84,15 +83,8 @@ def check_takes(model: nn.Module, data: Data, arch: str) -> None:
 
 
 def _check_task(model: nn.Module, data: Data) -> None:
-    """Raise `DataError` where the loss or the score of the data raises, on the first held-out batch."""
-    batch, task = moved(next(iter(data.held_out.epoch(0))), next(model.parameters()).device), data.task
-    assert task.loss is not None
-    assert task.score is not None
-    for name, call in (("loss", partial(task.loss, model, batch)), ("score", partial(task.score, model, iter([batch])))):
-        try:
-            float(call())
-        except Exception as error:
-            raise DataError(
-                f"the {name} of {data.name} fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}",
-                "it is called as loss(model, batch) or score(model, batches), and gives a number; --debug shows where",
-            ) from error
+    """Raise `DataError` where the loss or the score of the data does not work on the held-out split."""
+    device = next(model.parameters()).device
+    with torch.enable_grad():
+        loss_of(data.task, model, moved(next(iter(data.held_out.epoch(0))), device))
+    score_of(data.task, model, (moved(batch, device) for batch in data.held_out.epoch(0)))

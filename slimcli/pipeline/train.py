@@ -18,6 +18,7 @@ from slimcli.errors import CheckpointError, DivergedError
 from slimcli.networks import checkpoint, resolve, widths
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import count
+from slimcli.networks.layers import check_weights
 from slimcli.pipeline.origins import NEW_WEIGHTS
 from slimcli.pipeline.prune import LOWERED
 from slimcli.pipeline.resume import check_data, cut_journal, folder_of, is_complete, read_state, resumable, settings_of
@@ -118,6 +119,7 @@ class _Job:
         if settings.like is not None:
             seed_everything(settings.seed, NEW_WEIGHTS)  # not what the dense network of this seed began with, cut
         self.model = resolve.build(settings.arch, self.data.classes, self.data.shape)
+        check_weights(self.model)  # rather than when it is to be pruned
         if settings.like is not None:  # a run that goes on knows its shape: that file may be gone
             widths.fresh(self.model, content["state_dict"] if content else _shape_of(settings.like, settings.arch))
         self.model.to(self.engine.device)

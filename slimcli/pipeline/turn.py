@@ -142,6 +142,12 @@ class Turn:
         epochs = min(state.allotted, settings.epochs or 0)
         self.work.note("allotted", iteration=self.work.index, moved=state.moved, epochs=epochs, owed=state.owed)
 
+    def _epsilon(self, rule: Rule) -> float | None:
+        """What the rule goes by, where it goes by an epsilon."""
+        if isinstance(rule, FlowWithin):
+            return rule.epsilon
+        return self._per_epoch if self.work.settings.stop == "flow" else None
+
     @property
     def _per_epoch(self) -> float:
         """The share of the flow that may break for each epoch that `flow` gives out."""
@@ -170,7 +176,7 @@ class Turn:
         alive = masks.alive(network.masks) if network.masks is not None else network.filters
         before = masks.alive(state.kept.masks) if state.kept.masks is not None else state.kept.filters
         rule = self._rule()
-        stopped = bool(state.looks) and rule.enough(state.looks) and self.work.allowed(score)
+        stopped = not undone and bool(state.looks) and rule.enough(state.looks) and self.work.allowed(score)
         step = Iteration(
             index=self.work.index,
             macs=network.cost.macs,
@@ -185,11 +191,7 @@ class Turn:
             held_back=not stopped and any(rule.enough(state.looks[: seen + 1]) for seen in range(len(state.looks))),
             flow_distance=tuple(look.distance for look in state.looks if look.loss is not None and look.distance is not None),
             flow_distance_after_surgery=state.looks[0].distance if state.looks else None,
-            epsilon=rule.epsilon
-            if isinstance(rule, FlowWithin)
-            else self._per_epoch
-            if self.work.settings.stop == "flow"
-            else None,
+            epsilon=self._epsilon(rule),
             flow_moved=state.moved,
             undone=undone,
             kept=self.work.allowed(score),
@@ -268,7 +270,7 @@ def _line(step: Iteration, dense: Score, plan: Plan, network: Network, settings:
     cost, measure = plan.budget.dense_cost, dense.measure
     epochs = ""
     if settings.stop != "epochs":
-        met = "met" if step.stopped else "met, but more is lost than --max-drop" if step.held_back else "not met"
+        met = "met" if step.stopped else "met, but while more was lost than --max-drop" if step.held_back else "not met"
         epochs = f" after {step.epochs} epoch{'s' * (step.epochs != 1)}, --stop {settings.stop} {met}"
     size = f"weights {step.remaining:.1%}, " if network.masks is not None else ""
     widths = ",".join(str(group.width) for group in network.prunable[:6]) + ("..." if len(network.prunable) > 6 else "")

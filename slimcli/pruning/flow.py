@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcli.errors import FlowError
-from slimcli.networks.batches import moved
 from slimcli.networks.layers import by_filter, filters, layers_of
 from slimcli.networks.modes import evaluating, same_random_numbers
+from slimcli.networks.tasks import loss_of, moved
 from slimcli.pruning.dataflow import consecutive
 from slimcli.records import CLASSIFICATION, Task
 from slimcli.settings import FLOW_FORMS
@@ -127,8 +127,8 @@ def gradients_of_batches(
 
 def _summed_loss(model: nn.Module, batch: Any, task: Task) -> Tensor:
     """The sum of the losses of a batch's images."""
-    if task.loss is not None:
-        return task.loss(model, batch) * len(batch[0])
+    if not task.classifies:
+        return loss_of(task, model, batch) * len(batch[0])
     images, labels = batch
     return F.cross_entropy(model(images).float(), labels, reduction="sum")
 

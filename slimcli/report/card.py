@@ -55,7 +55,7 @@ def _table(steps: Sequence[JsonDict]) -> list[str]:
     columns: dict[str, list[str]] = {"network": list(rows)}
     columns["filters"] = [_same(_filters(step, steps) for step in repeats) for repeats in rows.values()]
     measure = measure_of(steps[0]["metrics"]["dense"])
-    of_test, of_held_out = ("test error %", "held-out error %") if measure.is_top1 else (f"test {measure.name}", "held out")
+    of_test, of_held_out = ("test error %", "held-out error %") if measure.is_top1 else (f"test {measure.heading}", "held out")
     columns[of_test] = [_errors([_side(step) for step in repeats], measure) for repeats in rows.values()]
     columns[of_held_out] = [_held_out(repeats) for repeats in rows.values()]
     columns["after a removal %"] = [_after_removals(repeats) for repeats in rows.values()]

@@ -34,7 +34,7 @@ def gather(runs: Sequence[RunDir]) -> list[Result]:
     results = _named([read_pruned(run) for run in {run.path.resolve(): run for run in given}.values()])
     if not results:
         raise RunDirError("there is no run to compare", "name one or more folders that `slim prune` wrote")
-    if len(names := {result.measure.name for result in results}) > 1:
+    if len(names := {result.measure.heading for result in results}) > 1:
         raise RunDirError(f"the runs are judged by different scores: {', '.join(sorted(names))}", "compare those of one score")
     return results
 
@@ -49,6 +49,7 @@ def compare(results: Sequence[Result], path: Path) -> Path:
         head=list(table[0]),
         rows=[list(cells.values()) for cells in table],
         subjects=_subjects(results),
+        score=_measure(results).opening,
         plots=[pareto(results), courses(results)],
     )
 
@@ -88,11 +89,13 @@ def row(result: Result) -> dict[str, str]:
 def pareto(results: Sequence[Result]) -> Plot:
     """Top-1 against the MACs kept; or, where a network is masked, against the weights left: a mask saves no MACs."""
     masked = any(result.metrics.get("sparsity") for result in results)
-    kept, title = "weights left" if masked else "MACs kept", _measure(results).title
+    kept, measure = "weights left" if masked else "MACs kept", _measure(results)
+    title, better = measure.title, "up" if measure.higher else "down"
+    what = "Accuracy" if measure.is_top1 else measure.name
     return Plot(
         name="pareto",
-        title="Accuracy against weights" if masked else "Accuracy against MACs",
-        caption="Further up and further left is better. Large markers are the networks on the test split; "
+        title=f"{what} against {'weights' if masked else 'MACs'}",
+        caption=f"Further {better} and further left is better. Large markers are the networks on the test split; "
         "the faint lines are their iterations on the held-out split.",
         description=f"A scatter chart: to the right, {kept} in percent of the dense network; upwards, {title}. "
         "One marker per run, with bars for the standard deviation of its repetitions, a hollow diamond for the dense network, "
@@ -177,7 +180,7 @@ def courses(results: Sequence[Result]) -> Plot:
     return Plot(
         name="courses",
         title="How the runs got there",
-        caption="After each iteration: held-out accuracy, epochs of its retraining, weights left. Below on the right the time "
+        caption=f"After each iteration: held-out {title}, epochs of its retraining, weights left. Below on the right the time "
         "of the whole run, with all its epochs in brackets. Repetitions with other seeds are drawn as their mean and standard "
         "deviation.",
         description=f"Three line charts over the iterations: held-out {title}, epochs of retraining, weights left in percent; "

@@ -48,7 +48,7 @@ def stopping(result: Result) -> Plot | None:
                 str(step["index"]),
                 percent(step["remaining"]) if "remaining" in step else "",
                 str(step["epochs"]),
-                "yes" if step.get("stopped") else "yes, but too much was lost" if step.get("held_back") else "no",
+                "yes" if step.get("stopped") else "yes, while too much was lost" if step.get("held_back") else "no",
                 f"{step['epsilon']:.3f}" if step.get("epsilon") is not None else "",
                 " ".join(f"{distance:.3f}" for distance in _distances(step)),
                 f"{step['flow_moved']:.3f}" if step.get("flow_moved") is not None else "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slimcli.records import JsonDict, Measure, measure_of, value_of
+from slimcli.records import JsonDict, measure_of, value_of
 from slimcli.report import formats
 from slimcli.report.html import write_page
 from slimcli.report.plots import plots
@@ -56,9 +56,9 @@ def summary(result: Result) -> list[tuple[str, ...]]:
     dense, slim = result.dense, result.slim
     counts = (("MACs", "macs"), ("parameters", "params"))
     if not result.pruned:
-        scores = ((result.measure.title, _score(dense)), ("loss", _loss(dense.get("loss"))))
+        scores = ((result.measure.heading, _score(dense)), ("loss", _loss(dense.get("loss"))))
         return [*scores, *((name, f"{dense[key]:,}") for name, key in counts)]
-    rows: list[tuple[str, ...]] = [_score_row(_title(result.measure), dense, slim)]
+    rows: list[tuple[str, ...]] = [_score_row(result.measure.heading, dense, slim)]
     if not result.finished:
         rows.append(
             _score_row(f"{result.measure.title}, held out", *(result.metrics["held_out"][side] for side in ("dense", "slim")))
@@ -72,11 +72,6 @@ def summary(result: Result) -> list[tuple[str, ...]]:
         before, after = dense["file_bytes"], slim["file_bytes"]
         rows.append(("file size (ONNX)", formats.size(before), formats.size(after), formats.change(before, after)))
     return rows + _latency_rows(result)
-
-
-def _title(measure: Measure) -> str:
-    """A user's score says which way is better."""
-    return measure.title if measure.is_top1 else f"{measure.name} ({'more' if measure.higher else 'less'} is better)"
 
 
 def _score_row(name: str, dense: JsonDict, slim: JsonDict) -> Row:

@@ -89,7 +89,7 @@ def iterations(result: Result) -> Plot | None:
     score = measure.title
     return Plot(
         name="iterations",
-        title="Accuracy and MACs over the iterations",
+        title=f"{'Accuracy' if measure.is_top1 else measure.name} and MACs over the iterations",
         caption=f"{plural(kept, 'iteration')} kept, {len(steps) - kept} taken back. "
         f"{measure.opening} is measured on the held-out split, on which every choice is made.",
         description=f"Two line charts over the iterations. Above, {score} on the held-out split: circles after retraining, "

@@ -78,7 +78,7 @@ class _Losses:
 def _iterations(standing: Standing) -> Table:
     dense, table = standing.start["dense"], Table()
     measure = measure_of(dense)
-    for column in ("iteration", "MACs kept", "parameters kept", f"held-out {measure.title}", "kept"):
+    for column in ("iteration", "MACs kept", "parameters kept", f"held-out {measure.heading}", "kept"):
         table.add_column(column, justify="left" if column == "kept" else "right")
     for step in standing.iterations[-LAST_ITERATIONS:]:
         table.add_row(

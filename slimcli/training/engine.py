@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
-from slimcli.errors import DataError, DivergedError, MemoryShortError
-from slimcli.networks.batches import moved
+from slimcli import processes
+from slimcli.errors import DivergedError, MemoryShortError
 from slimcli.networks.modes import channels_last, evaluating
+from slimcli.networks.tasks import is_out_of_memory, loss_of, moved, score_of
 from slimcli.progress import Phase, Progress
 from slimcli.records import Loader, Score, Task
 from slimcli.settings import FitSettings
@@ -136,10 +137,7 @@ class Engine:
         """The mean loss of a batch, and how many of its images are classified as they should be (nothing, in another task)."""
         if task.loss is not None:
             with self.group.autocast():
-                loss = task.loss(forward, batch)
-            if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
-                what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-                raise DataError(f"the loss of the data is {what}", "return a scalar tensor that depends on the model's outputs")
+                loss = loss_of(task, forward, batch)
             return loss.float(), torch.zeros((), device=self.device)
         images, labels = batch
         with self.group.autocast():
@@ -250,22 +248,17 @@ class Engine:
         return Score(100 * correct / samples, loss / samples, int(samples))
 
     def _own_score(self, model: nn.Module, loader: Loader) -> Score:
-        """The score and the mean loss of a user's task: of the whole split, which no sum over parts of it would give."""
-        task, whole = loader.task, loader.shard(0, 1)
-        assert task.loss is not None
-        assert task.score is not None
+        """The score and the mean loss of a user's task: of the whole split, which no sum over parts of it would give; measured in
+        process 0.
+        """
+        if not processes.is_main():
+            return self.group.broadcast(Score(0.0, 0.0, 0))
+        task, whole, total = loader.task, loader.shard(0, 1), 0.0
         with evaluating(model), channels_last(model), self.memory_named("measuring the score"):
-            total = 0.0
             for batch in whole.epoch(0):
                 batch = moved(batch, self.device)
-                total += float(task.loss(model, batch)) * len(batch[0])
-            score = task.score(model, (moved(batch, self.device) for batch in whole.epoch(0)))
-        try:
-            value = float(score)
-        except (TypeError, ValueError):
-            value = math.nan
-        if not math.isfinite(value):
-            raise DataError(f"the score {task.measure.name} of the data is {score!r}", "return a finite number")
+                total += float(loss_of(task, model, batch)) * len(batch[0])
+            value = score_of(task, model, (moved(batch, self.device) for batch in whole.epoch(0)))
         return self.group.broadcast(Score(value, total / loader.samples, loader.samples, task.measure))
 
     @contextmanager
@@ -274,14 +267,9 @@ class Engine:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise MemoryShortError(where, self.settings.batch_size) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    words = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def seed_everything(seed: int, number: int) -> None:

@@ -240,6 +240,10 @@ WRONG_TASKS = {
     "'train': first, 'test': last, 'loss': 1, 'score': spread": "returns no loss",
     "'train': first, 'test': last, 'loss': loss, 'score': spread, 'score_name': 'top1'": "score_name is 'top1'",
     "'train': first, 'test': last, 'loss': loss, 'score': spread, 'higher_is_better': 'no'": "higher_is_better is 'no'",
+    "'train': first, 'test': last, 'loss': loss, 'score': spread, 'score_name': 'a|b'": "score_name is 'a|b'",
+    "'train': first, 'test': last, 'score_name': 'a'": "returns score_name, and no score",
+    "'train': [images], 'test': last, 'held_out': last, 'loss': loss, 'score': spread": "a batch is a Tensor",
+    "'train': [{'x': images}], 'test': last, 'held_out': last, 'loss': loss, 'score': spread": "a batch is a dict",
     "'train': [[labels]], 'test': last, 'held_out': last, 'loss': loss, 'score': spread": "images are torch.int64",
 }
 

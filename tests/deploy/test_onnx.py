@@ -152,3 +152,31 @@ def test_a_signal_is_exported_too(tmp_path: Path) -> None:
     signals = torch.randn(5, 2, 10)
     with torch.no_grad():
         np.testing.assert_allclose(OnnxNetwork(tmp_path / "signal.onnx")(signals), model(signals), atol=1e-5)
+
+
+class Scales(nn.Module):
+    """Outputs of very different sizes, and whole numbers."""
+
+    def __init__(self, small: float) -> None:
+        super().__init__()
+        self.conv, self.small = nn.Conv2d(3, 5, 3), small
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self.conv(images).mean((2, 3))
+        return self.small * maps, maps * 0 + 1e5, maps.argmax(1), None  # type: ignore[return-value]
+
+
+def test_a_large_output_hides_no_fault_in_a_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "scales.onnx"
+    network = Scales(1.0)
+    assert export_onnx(network, path, torch.randn(3, 3, 8, 8)).max_error < 1e-3
+    honest = deploy._exported
+
+    def tampered(network: nn.Module, images: Tensor) -> onnx.ModelProto:
+        other = Scales(1.01)
+        other.load_state_dict(network.state_dict())
+        return honest(other, images)
+
+    monkeypatch.setattr(deploy, "_exported", tampered)
+    with pytest.raises(ParityError, match="in output_0"):
+        export_onnx(network, path, torch.randn(3, 3, 8, 8))

@@ -254,5 +254,5 @@ def test_a_network_without_numbers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(2, 3, device='meta'))\n"
     )
-    with pytest.raises(ArchError, match=r"builds 1\.weight, 1\.bias on the meta device"):
+    with pytest.raises(ArchError, match=r"1\.weight, 1\.bias are on the meta device"):
         resolve.build(f"{tmp_path / 'net.py'}:build", 3, (3, 8, 8))

@@ -287,7 +287,7 @@ def test_a_retraining_that_does_harm_is_undone(tiny_checkpoint: Path, tmp_path: 
     )
     assert result is not None
     (step,) = result.metrics["iterations"]
-    assert (step["kept"], step["undone"], step["epochs"]) == (True, True, 2)
+    assert (step["kept"], step["undone"], step["epochs"], step["stopped"]) == (True, True, 2, False)
     assert step["top1"] == step["top1_after_surgery"] == result.metrics["held_out"]["slim"]["top1"]
     assert any("kept as it was right after surgery" in line for line in said.lines)
     assert "<td>as after surgery</td>" in page.write(result.folder).read_text()

@@ -28,7 +28,8 @@ class Spots(nn.Module):
         self.b, self.head = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 1, 1)
 
     def forward(self, images):
-        return self.head(F.relu(self.b(F.relu(self.norm(self.a(images))))))
+        maps = self.head(F.relu(self.b(F.relu(self.norm(self.a(images))))))
+        return {"maps": maps, "above": maps > 0, "aux": None}
 
 def build():
     torch.manual_seed(3)
@@ -45,10 +46,10 @@ def data():
     }
 
 def loss(model, batch):
-    return F.mse_loss(model(batch[0]).float(), batch[1])
+    return F.mse_loss(model(batch[0])["maps"].float(), batch[1])
 
 def error(model, batches):
-    squares = [(model(images) - wanted).square().mean((1, 2, 3)) for images, wanted in batches]
+    squares = [(model(images)["maps"] - wanted).square().mean((1, 2, 3)) for images, wanted in batches]
     return float(torch.cat(squares).mean().sqrt())
 """
 
@@ -106,7 +107,9 @@ def test_the_exported_file_gives_the_maps_and_the_score(here: Path, run: RunDir,
     images = torch.randn(2, 1, 10, 10)
     model = slimcli.load(run.model, f"{here}/spots.py:build")
     with torch.no_grad():
-        np.testing.assert_allclose(OnnxNetwork(run.onnx)(images), model(images), atol=1e-5)
+        found, wanted = OnnxNetwork(run.onnx)(images), model(images)
+    np.testing.assert_allclose(found["maps"], wanted["maps"], atol=1e-5)
+    assert (found["above"] == wanted["above"]).float().mean() > 0.99
     for file in (run.model, run.onnx):
         arch = ["--arch", f"{here}/spots.py:build"] if file == run.model else []
         assert slim("eval", file, "--data", f"{here}/spots.py:data", "--json", *arch) == 0
@@ -121,13 +124,18 @@ def test_rules_and_criteria_go_by_the_loss_and_the_score(here: Path, stop: str) 
     assert pruned(here, stop, *more) == 0
     (step,) = RunDir(here / stop).read_metrics()["iterations"]
     assert step["removed"] > 0
+    assert (step["flow_distance_after_surgery"] is None) == (stop == "accuracy")
+    looks = [event for event in RunDir(here / stop).read_journal() if event["event"] == "look"]
+    assert all((look["score"] is None) == (stop != "accuracy") for look in looks)
+    assert looks
 
 
 def test_less_may_not_be_worse_than_allowed(here: Path) -> None:
     assert pruned(here, "strict", "--macs", "0.3", "--max-drop", "0", "--no-deploy") == 1
     metrics = RunDir(here / "strict").read_metrics()
     dense = metrics["held_out"]["dense"]["score"]
-    assert all(step["kept"] == (step["score"] <= dense) for step in metrics["iterations"])
+    assert [step["kept"] for step in metrics["iterations"]] == [step["score"] <= dense for step in metrics["iterations"]]
+    assert not metrics["iterations"][-1]["kept"]
     assert "% of RMSE" in metrics["reason"]
 
 
@@ -137,12 +145,56 @@ def test_there_is_nothing_for_a_teacher_to_teach(here: Path, capsys: pytest.Capt
     assert not (here / "taught").exists()
 
 
-def test_a_loss_that_raises_is_told_before_anything_is_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "bad.py").write_text(CODE.replace("F.mse_loss(model(batch[0]).float(), batch[1])", "batch[7]"))
+LOSS, SCORE = 'F.mse_loss(model(batch[0])["maps"].float(), batch[1])', "float(torch.cat(squares).mean().sqrt())"
+
+
+@pytest.mark.parametrize(
+    ("instead", "said"),
+    [
+        ((LOSS, "batch[7]"), "the loss of the data fails: IndexError"),
+        ((LOSS, LOSS + ".item()"), "the loss of the data is a float"),
+        ((LOSS, LOSS + "[None]"), "the loss of the data is a tensor of shape (1,)"),
+        ((SCORE, "float('nan')"), "the score RMSE of the data is nan"),
+        ((SCORE, "squares"), "the score RMSE of the data is ["),
+    ],
+)
+def test_what_does_not_work_is_told_before_anything_is_written(
+    here: Path, instead: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "bad.py").write_text(CODE.replace(*instead))
     arguments = ("--arch", f"{here}/spots.py:build", "--data", f"{here}/bad.py:data")
     assert slim("prune", here / "trained/model.pt", *arguments, "-o", here / "bad") == 2
-    assert "the loss of" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     assert not (here / "bad").exists()
+
+
+def test_two_runs_are_compared_by_the_score(here: Path, run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert slim("compare", run.path, "-o", here / "compare.html") == 0
+    assert "RMSE (less is better)" in capsys.readouterr().out
+    page = (here / "compare.html").read_text()
+    assert "Further down and further left" in page
+    assert "RMSE is measured on the test split" in page
+    assert "op-1" not in page
+    assert "ccuracy" not in page
+
+
+def test_a_network_that_is_known_by_name_wants_to_know_its_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "angles.py").write_text(
+        "import torch\nfrom torch.utils.data import DataLoader, TensorDataset\n"
+        "def data():\n"
+        "    whole = TensorDataset(torch.randn(40, 1, 28, 28), torch.rand(40, 2))\n"
+        "    return {'train': DataLoader(whole, 10), 'test': DataLoader(whole, 10), 'loss': loss, 'score': score}\n"
+        "def loss(model, batch):\n    return (model(batch[0]) - batch[1]).square().mean()\n"
+        "def score(model, batches):\n    return -sum(float(loss(model, batch)) for batch in batches)\n"
+    )
+    arguments = ("lenet5", "--data", f"{tmp_path}/angles.py:data", "--epochs", 1)
+    assert slim("train", *arguments, "-o", tmp_path / "run") == 2
+    assert "--classes N" in capsys.readouterr().err
+    assert slim("train", *arguments, "--classes", 2, "-o", tmp_path / "run") == 0
+    quick = ("--iterations", 1, "--tie-epochs", 0, "--epochs", 0, "--final-epochs", 1, "--max-drop", 1000, "--no-deploy")
+    data = ("--data", f"{tmp_path}/angles.py:data")
+    assert slim("prune", tmp_path / "run/model.pt", *data, *quick, "-o", tmp_path / "slim") == 0
+    assert RunDir(tmp_path / "slim").read_metrics()["slim"]["score"] < 0
 
 
 BEYOND_IMAGES = """

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimcli.errors import DataError
-from slimcli.networks.batches import moved, part_of
+from slimcli.networks.tasks import moved, part_of
 
 
 def batch_of(count: int) -> tuple[Any, ...]:
