@@ -52,7 +52,7 @@ def test_the_score_is_one_where_every_digit_is_found(scenes: ModuleType) -> None
     assert scenes.mean_iou(said, [(fields, answers)]) == 1
     right = torch.full_like(answers, scenes.BACKGROUND)
     assert scenes.mean_iou(said, [(fields, answers)]) == 0
-    assert float(scenes.loss(scenes.build(4), (fields[:2], answers[:2]))) > 0
+    assert scenes.loss(scenes.build(4), (fields[:2], answers[:2])).item() > 0
 
 
 def test_the_unet_is_trained_pruned_and_exported(tmp_path: Path) -> None:
