@@ -12,6 +12,7 @@ from torch import nn
 from slimcli.data.loaders import Data
 from slimcli.data.sources import open_data
 from slimcli.errors import ArchError, DivergedError
+from slimcli.measures import Score
 from slimcli.networks.layers import check_numbers, check_weights
 from slimcli.pipeline.origins import Known, builder
 from slimcli.pipeline.outset import start, suited
@@ -20,7 +21,7 @@ from slimcli.pipeline.subject import check_takes
 from slimcli.pipeline.work import Work
 from slimcli.pruning import methods
 from slimcli.pruning.history import NormHistory
-from slimcli.records import ChannelGroup, Iteration, NetworkCost, Score
+from slimcli.records import ChannelGroup, Iteration, NetworkCost
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import Engine
 

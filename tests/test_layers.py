@@ -21,7 +21,7 @@ FLOORS = (
     {"report"},
     {"pruning", "training", "deploy", "data"},
     {"networks"},
-    {"rundir", "disk", "processes", "records", "errors", "settings", "progress", "environment", "foreign"},
+    {"rundir", "disk", "processes", "records", "measures", "errors", "settings", "progress", "environment", "foreign"},
 )
 """From the top. A file imports from its own part and from lower floors; on the ground floor also from its neighbours."""
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console, RenderableType
 from rich.table import Column, Table
 
-from slimcli.records import JsonDict, measure_of, value_of
+from slimcli.measures import measure_of, value_of
+from slimcli.records import JsonDict
 from slimcli.report import formats
 from slimcli.report.formats import duration
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slimcli.records import JsonDict, Loader, Task
+from slimcli.measures import Loader, Task
+from slimcli.records import JsonDict
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from slimcli import processes
 from slimcli.data.folders import Files
 from slimcli.errors import DataError, SettingsError
-from slimcli.records import CLASSIFICATION, Task
+from slimcli.measures import CLASSIFICATION, Task
 
 Batch = tuple[Tensor, Tensor]
 Images = Tensor | Files

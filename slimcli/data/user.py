@@ -15,8 +15,8 @@ from slimcli.data.loaders import Data
 from slimcli.data.memory import epoch_seed
 from slimcli.errors import DataError
 from slimcli.foreign import load_callable
+from slimcli.measures import CLASSIFICATION, TOP1, Measure, Task
 from slimcli.networks.tasks import part_of
-from slimcli.records import CLASSIFICATION, TOP1, Measure, Task
 from slimcli.settings import DataSettings
 
 

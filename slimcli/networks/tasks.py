@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from slimcli.errors import DataError, SlimError
-from slimcli.records import Task
+from slimcli.measures import Task
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimcli.data.loaders import Data
+from slimcli.measures import Loader
 from slimcli.networks.cost import count
 from slimcli.networks.layers import by_filter, filters, layers_of
 from slimcli.pipeline.state import Network
@@ -19,7 +20,7 @@ from slimcli.pruning.history import NormHistory, filter_norms
 from slimcli.pruning.merging import Merge, TiedUnits, WeightTie, is_scalable, lengths, silent_units
 from slimcli.pruning.rankings import CRITERIA, GroupView, losers
 from slimcli.pruning.scores import IMAGES, MEASURES, Examples
-from slimcli.records import ChannelGroup, Choice, JsonDict, Loader
+from slimcli.records import ChannelGroup, Choice, JsonDict
 from slimcli.settings import PruneSettings
 from slimcli.training.losses import PENALTIES, Objective, Penalty, TiedPair, batch_norm_scales
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from slimcli.deploy.bench import bench
 from slimcli.deploy.onnx import Export, export_onnx
 from slimcli.errors import DataError, InputError, RunDirError
+from slimcli.measures import SCORE_KEYS, Loader
 from slimcli.networks import checkpoint
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.resolve import Shape
 from slimcli.pipeline.subject import open_subject
-from slimcli.records import SCORE_KEYS, JsonDict, Loader
+from slimcli.records import JsonDict
 from slimcli.rundir import RunDir
 from slimcli.settings import DataSettings
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from slimcli.data.sources import check_fits, open_data
 from slimcli.deploy.onnx import OnnxNetwork
+from slimcli.measures import Score
 from slimcli.networks import checkpoint
 from slimcli.pipeline.subject import open_subject
-from slimcli.records import Score
 from slimcli.settings import DataSettings, FitSettings
 from slimcli.training.engine import Engine
 

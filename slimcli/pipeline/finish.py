@@ -12,6 +12,7 @@ from torch import nn
 
 from slimcli.environment import environment
 from slimcli.errors import ParityError
+from slimcli.measures import Score, side_of, told
 from slimcli.networks import checkpoint
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.layers import filters, layers_of
@@ -25,7 +26,7 @@ from slimcli.pipeline.state import Network, State
 from slimcli.pipeline.subject import Subject
 from slimcli.progress import Progress
 from slimcli.pruning import masks
-from slimcli.records import JsonDict, Score, side_of, told
+from slimcli.records import JsonDict
 from slimcli.report import page
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings

@@ -14,6 +14,7 @@ from slimcli import processes
 from slimcli.data.sources import absolute
 from slimcli.environment import environment
 from slimcli.errors import ArchError, CheckpointError, RunDirError
+from slimcli.measures import Score
 from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.finish import Prepared, Result, finish, frozen, snapshot
 from slimcli.pipeline.origins import Known, builder
@@ -26,7 +27,7 @@ from slimcli.pipeline.work import Work
 from slimcli.progress import Progress
 from slimcli.pruning import methods
 from slimcli.pruning.history import NormHistory
-from slimcli.records import JsonDict, Score
+from slimcli.records import JsonDict
 from slimcli.rundir import RunDir, default_path
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import Engine

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
+from slimcli.measures import told
 from slimcli.pipeline.state import DONE, checksum
 from slimcli.pipeline.trials import Trials
 from slimcli.pipeline.work import Work
-from slimcli.records import told
 from slimcli.training.losses import Objective
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimcli.data.loaders import Data
+from slimcli.measures import Score
 from slimcli.networks.layers import layers_of
 from slimcli.networks.modes import channels_last
 from slimcli.networks.tasks import moved
@@ -29,7 +30,6 @@ from slimcli.pruning.stopping import (
     LossPlateau,
     Rule,
 )
-from slimcli.records import Score
 from slimcli.settings import FLOW_STOPS, PruneSettings
 from slimcli.training.engine import Engine, Epoch, seed_everything
 

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 
 from slimcli import processes
 from slimcli.errors import CheckpointError, DivergedError, FlowError
+from slimcli.measures import Score
 from slimcli.pipeline.decisions import dead_units, first_batches
 from slimcli.pipeline.last import LastRetraining
 from slimcli.pipeline.state import DONE, Network, State
 from slimcli.pipeline.turn import Turn
 from slimcli.pipeline.work import Work
-from slimcli.records import Iteration, Score, Trial
+from slimcli.records import Iteration, Trial
 
 LOWERED = 1 / 3
 """What the learning rate is multiplied with, once, when the loss is lost."""

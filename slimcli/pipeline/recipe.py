@@ -13,6 +13,7 @@ import tomli_w
 
 from slimcli import processes
 from slimcli.errors import SettingsError, Terminated
+from slimcli.measures import measure_of, value_of
 from slimcli.pipeline import job
 from slimcli.pipeline.child import Child
 from slimcli.pipeline.finish import Result
@@ -21,7 +22,7 @@ from slimcli.pipeline.steps import Recipe, Step, read
 from slimcli.pipeline.train import Trained, train
 from slimcli.pipeline.train import resume as resume_training
 from slimcli.progress import Progress
-from slimcli.records import JsonDict, measure_of, value_of
+from slimcli.records import JsonDict
 from slimcli.report import card
 from slimcli.report.standing import earlier_seconds
 from slimcli.rundir import RunDir, default_path, free_path

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from slimcli.measures import Score, value_of
 from slimcli.networks import checkpoint, widths
 from slimcli.networks.cost import count
 from slimcli.pruning.history import NormHistory
 from slimcli.pruning.masks import Masks
 from slimcli.pruning.stopping import Look
 from slimcli.pruning.wiring import wiring_of
-from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Score, Trial, Wiring, value_of
+from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Trial, Wiring
 from slimcli.training.engine import FitState
 
 DONE = "done"

@@ -15,6 +15,7 @@ from slimcli import processes
 from slimcli.data.sources import open_data
 from slimcli.environment import environment
 from slimcli.errors import CheckpointError, DivergedError
+from slimcli.measures import Score, side_of
 from slimcli.networks import checkpoint, resolve, widths
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import count
@@ -25,7 +26,7 @@ from slimcli.pipeline.resume import check_data, cut_journal, folder_of, is_compl
 from slimcli.pipeline.subject import check_takes
 from slimcli.progress import Progress
 from slimcli.pruning.history import NormHistory
-from slimcli.records import JsonDict, Score, side_of
+from slimcli.records import JsonDict
 from slimcli.rundir import RunDir
 from slimcli.settings import TrainSettings
 from slimcli.training.engine import Engine, Epoch, FitState, seed_everything

@@ -6,9 +6,10 @@ import copy
 import math
 from dataclasses import dataclass, replace
 
+from slimcli.measures import Score
 from slimcli.pipeline.origins import Origins
 from slimcli.pipeline.state import Network, State
-from slimcli.records import Score, Trial
+from slimcli.records import Trial
 from slimcli.settings import PruneSettings
 
 BEST = "best"

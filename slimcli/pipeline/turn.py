@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from slimcli import processes
+from slimcli.measures import Score, told
 from slimcli.pipeline.decisions import choose, examples_of, first_batches, merges_of, objective_for, removal_of, remove
 from slimcli.pipeline.looks import remaining_weights, rule_of
 from slimcli.pipeline.plan import Plan
@@ -23,7 +24,7 @@ from slimcli.pipeline.work import Work
 from slimcli.pruning import masks
 from slimcli.pruning.merging import factors_of, merge
 from slimcli.pruning.stopping import PER_EPOCH, FlowWithin, Rule, allotment
-from slimcli.records import Iteration, Score, told
+from slimcli.records import Iteration
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import seed_everything
 

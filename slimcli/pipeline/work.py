@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from torch import nn
 
 from slimcli.data.loaders import Data
+from slimcli.measures import Measure, Score, told
 from slimcli.networks.cost import count
 from slimcli.pipeline.looks import Watch
 from slimcli.pipeline.origins import Origins
@@ -16,7 +17,6 @@ from slimcli.pipeline.plan import Plan
 from slimcli.pipeline.state import InMemory, Network, State, Store
 from slimcli.pruning import masks
 from slimcli.pruning.stopping import Look, Rule
-from slimcli.records import Measure, Score, told
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import Engine, Epoch, FitState
 from slimcli.training.losses import PLAIN, Objective, Teacher

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcli.errors import FlowError
+from slimcli.measures import CLASSIFICATION, Task
 from slimcli.networks.layers import by_filter, filters, layers_of
 from slimcli.networks.modes import evaluating, same_random_numbers
 from slimcli.networks.tasks import loss_of, moved
 from slimcli.pruning.dataflow import consecutive
-from slimcli.records import CLASSIFICATION, Task
 from slimcli.settings import FLOW_FORMS
 
 Flow = Mapping[Any, Tensor]

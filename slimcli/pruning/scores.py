@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from slimcli.errors import ArchError
+from slimcli.measures import CLASSIFICATION, Task
 from slimcli.networks.layers import Layer, by_filter, filters, layers_of
 from slimcli.networks.modes import evaluating
 from slimcli.pruning.flow import gradients_of_batches
 from slimcli.pruning.history import filter_norms
-from slimcli.records import CLASSIFICATION, ChannelGroup, Task, Wiring
+from slimcli.records import ChannelGroup, Wiring
 
 IMAGES = 512
 """How many images a score is measured on (HRank's are 500)."""

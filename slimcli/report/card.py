@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from slimcli.disk import write_atomically
-from slimcli.records import JsonDict, Measure, measure_of, value_of
+from slimcli.measures import Measure, measure_of, value_of
+from slimcli.records import JsonDict
 
 SIGNATURE = "Written by `slim run"
 

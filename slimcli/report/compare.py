@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from slimcli.errors import RunDirError
-from slimcli.records import JsonDict, Measure, value_of
+from slimcli.measures import Measure, value_of
+from slimcli.records import JsonDict
 from slimcli.report import formats
 from slimcli.report.html import write_page
 from slimcli.report.result import Result, read_pruned

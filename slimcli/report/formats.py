@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from slimcli.records import JsonDict, measure_of, value_of
+from slimcli.measures import measure_of, value_of
+from slimcli.records import JsonDict
 
 
 def score(facts: JsonDict) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from slimcli.records import SCORE_KEYS, JsonDict
+from slimcli.measures import SCORE_KEYS
+from slimcli.records import JsonDict
 
 
 class Tail:

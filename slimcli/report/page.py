@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slimcli.records import JsonDict, measure_of, value_of
+from slimcli.measures import measure_of, value_of
+from slimcli.records import JsonDict
 from slimcli.report import formats
 from slimcli.report.html import write_page
 from slimcli.report.plots import plots

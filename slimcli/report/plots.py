@@ -8,7 +8,8 @@ from itertools import groupby
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from slimcli.records import JsonDict, value_of
+from slimcli.measures import value_of
+from slimcli.records import JsonDict
 from slimcli.report.flows import shares, stopping
 from slimcli.report.formats import change, percent, plural
 from slimcli.report.histories import pairs

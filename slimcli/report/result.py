@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimcli.errors import RunDirError
-from slimcli.records import JsonDict, Measure, measure_of, value_of
+from slimcli.measures import Measure, measure_of, value_of
+from slimcli.records import JsonDict
 from slimcli.report.formats import plural, score_change, scored
 from slimcli.report.journal import last, of_kind, rebuild
 from slimcli.report.standing import owner, way_on, worked_seconds

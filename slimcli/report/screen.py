@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from slimcli.records import measure_of, value_of
+from slimcli.measures import measure_of, value_of
 from slimcli.report.formats import duration, percent
 from slimcli.report.standing import Standing
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from slimcli.records import SCORE_KEYS, JsonDict
+from slimcli.measures import SCORE_KEYS
+from slimcli.records import JsonDict
 from slimcli.report.journal import Tail, fields, last, of_kind
 from slimcli.rundir import RunDir
 

@@ -18,10 +18,10 @@ from torch.optim import SGD, Optimizer
 
 from slimcli import processes
 from slimcli.errors import DivergedError, MemoryShortError
+from slimcli.measures import Loader, Score, Task
 from slimcli.networks.modes import channels_last, evaluating
 from slimcli.networks.tasks import is_out_of_memory, loss_of, moved, score_of
 from slimcli.progress import Phase, Progress
-from slimcli.records import Loader, Score, Task
 from slimcli.settings import FitSettings
 from slimcli.training.group import Group
 from slimcli.training.losses import PLAIN, Objective

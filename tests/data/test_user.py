@@ -11,7 +11,7 @@ import torch
 from slimcli.data.loaders import Data
 from slimcli.data.sources import open_data
 from slimcli.errors import DataError
-from slimcli.records import CLASSIFICATION, Measure
+from slimcli.measures import CLASSIFICATION, Measure
 from slimcli.settings import DataSettings
 
 START = """

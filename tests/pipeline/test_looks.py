@@ -15,6 +15,7 @@ from torch import nn
 
 import slimcli
 from slimcli.errors import ArchError, CheckpointError, DivergedError, FlowError, SettingsError
+from slimcli.measures import Score
 from slimcli.networks.layers import layers_of
 from slimcli.pipeline import job
 from slimcli.pipeline.decisions import remove
@@ -25,7 +26,7 @@ from slimcli.pipeline.train import train
 from slimcli.pipeline.work import Work
 from slimcli.pruning import masks
 from slimcli.pruning.stopping import NEARER, AccuracyBack, AllEpochs, Allotted, FlowNoNearer, FlowWithin, Look, LossPlateau
-from slimcli.records import JsonDict, Score
+from slimcli.records import JsonDict
 from slimcli.report import page
 from slimcli.report.journal import rebuild
 from slimcli.rundir import RunDir

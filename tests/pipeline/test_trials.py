@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slimcli.measures import Score
 from slimcli.networks import resolve
 from slimcli.networks.cost import count
 from slimcli.pipeline.origins import Known, Origins
@@ -16,7 +17,6 @@ from slimcli.pipeline.state import Network, State
 from slimcli.pipeline.trials import Trials, planned_for
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
-from slimcli.records import Score
 from slimcli.settings import FINALS, PruneSettings
 
 SHAPE = (1, 28, 28)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcli.errors import DataError, DivergedError, MemoryShortError, SettingsError
+from slimcli.measures import CLASSIFICATION, Measure, Task
 from slimcli.networks.checkpoint import to_bytes
 from slimcli.progress import Progress
-from slimcli.records import CLASSIFICATION, Measure, Task
 from slimcli.settings import SCHEDULES, FitSettings
 from slimcli.training.engine import Engine, Epoch, FitState, lr_factor
 from slimcli.training.group import pick_device

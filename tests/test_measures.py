@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimcli.records import TOP1, Measure, Score, measure_of, told, value_of
+from slimcli.measures import TOP1, Measure, Score, measure_of, told, value_of
 
 MEASURES = st.sampled_from([TOP1, Measure("mIoU"), Measure("error", higher=False)])
 VALUES = st.floats(-1e6, 1e6)
