@@ -98,9 +98,7 @@ class Terminated(BaseException):
 def suggest(name: str, known: Iterable[str]) -> str:
     """A hint that names the nearest known name, or all of them when none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or difflib.get_close_matches(
-        name.lower(), names, n=1, cutoff=0.5
-    )
-    if near:
-        return f"did you mean {near[0]!r}?"
+    for typed in (name, name.lower()):
+        if near := difflib.get_close_matches(typed, names, n=1, cutoff=0.5):
+            return f"did you mean {near[0]!r}?"
     return f"known are: {', '.join(names)}" if names else "none is known here"

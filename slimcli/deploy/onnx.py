@@ -208,8 +208,10 @@ def _check_shapes(network: nn.Module, loaded: onnx.ModelProto, images: Tensor) -
 
 class OnnxNetwork(nn.Module):
     """An ONNX file that can be called like a torch module; it runs in onnxruntime on the CPU. Several outputs come as the network
-    gave them: as a tuple, or as a dictionary by their names.
+    gave them: as a tuple, or as a dictionary by their names; with `first_alone` only the first of them does.
     """
+
+    first_alone = False
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -236,7 +238,7 @@ class OnnxNetwork(nn.Module):
         chunks = [images] if self._fixed_batch is None else images.split(self._fixed_batch)  # type: ignore[no-untyped-call]
         runs = [self._run(chunk) for chunk in chunks]
         outputs = [torch.cat(parts) for parts in zip(*runs, strict=True)]
-        if len(outputs) == 1:
+        if len(outputs) == 1 or self.first_alone:
             return outputs[0]
         unnamed = self._outputs == [f"output_{number}" for number in range(len(outputs))]
         return tuple(outputs) if unnamed else dict(zip(self._outputs, outputs, strict=True))

@@ -28,5 +28,6 @@ def evaluate_onnx(path: Path, settings: DataSettings, batch_size: int = 500) -> 
     network = OnnxNetwork(path)
     data = open_data(settings, {"name": network.data}, batch_size=batch_size, seed=0, normalisation=network.normalisation)
     check_fits(data, str(path), network.classes or data.classes, network.input_shape)
+    network.first_alone = data.task.classifies  # other tools' classifiers may give more than logits
     engine = Engine(FitSettings(device="cpu"))
     return engine.evaluate(network, data.test), list(data.notes)

@@ -134,6 +134,10 @@ def test_all_outputs_are_exported_and_checked(
     done = export_onnx(TwoOutputs(named), path, torch.randn(3, 3, 8, 8))
     assert done.max_error < 1e-5
     assert [output.name for output in onnx.load(path).graph.output] == names
+    network = OnnxNetwork(path)
+    assert isinstance(network(torch.randn(3, 3, 8, 8)), dict if named else tuple)
+    network.first_alone = True
+    assert network(torch.randn(3, 3, 8, 8)).shape == (3, 5, 6, 6)
     honest = deploy._exported
 
     def tampered(network: nn.Module, images: Tensor) -> onnx.ModelProto:
