@@ -164,7 +164,7 @@ class RunDir:
     def append(self, event: str, **fields: Any) -> None:
         """One line at the end of the journal."""
         line = (json.dumps({"event": event, **fields}) + "\n").encode()
-        with disk.faults_named(self.journal, len(line)), self.journal.open("ab+", buffering=0) as file:
+        with disk.faults_named(self.journal, lambda: len(line)), self.journal.open("ab+", buffering=0) as file:
             if file.tell() and file.seek(-1, os.SEEK_END) and file.read() != b"\n":
                 line = b"\n" + line  # a line that was cut off stays alone
             disk.disk.write(file, line)
@@ -178,11 +178,11 @@ class RunDir:
         with disk.faults_named(self.journal), self.journal.open("ab") as file:
             disk.disk.cut(file, min(size, self.journal_size()))
 
-    def save_state(self, data: bytes) -> None:
+    def save_state(self, content: disk.Content) -> None:
         """Make this the newest state and keep the one before; the journal reaches the disk first."""
         with disk.faults_named(self.journal), self.journal.open("ab", buffering=0) as journal:
             disk.disk.sync(journal.fileno())
-        write_atomically(self.last_good, data, lambda temporary: self._step_back())
+        write_atomically(self.last_good, content, lambda temporary: self._step_back())
         self._last_is_damaged = False
 
     def _step_back(self) -> None:
@@ -190,18 +190,17 @@ class RunDir:
             with disk.faults_named(self.previous):
                 disk.disk.rename(self.last_good, self.previous)
 
-    def read_state(self) -> tuple[bytes | None, str]:
-        """The newest undamaged state, and a remark where that is not the last one; None where none was saved yet.
+    def newest_state(self) -> tuple[Path | None, str]:
+        """The file of the newest undamaged state, and a remark where that is not the last one; None where none was saved yet.
 
         Raises `RunDirError` where there are states and all are damaged.
         """
         states = [path for path in (self.last_good, self.previous) if path.exists()]
         for path in states:
-            data = path.read_bytes()
             if disk.is_intact(path):
                 self._last_is_damaged = path == self.previous and self.last_good in states
                 remark = f"{self.last_good} is damaged; going on from the state before it"
-                return data, remark if self._last_is_damaged else ""
+                return path, remark if self._last_is_damaged else ""
         if states:
             raise RunDirError(
                 f"{' and '.join(map(str, states))} {'are' if len(states) > 1 else 'is'} damaged: nothing to go on from",

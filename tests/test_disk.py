@@ -6,9 +6,15 @@ import errno
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import IO
+from unittest import mock
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slimcli.disk import remove_leftovers, write_atomically
 from slimcli.errors import StorageError
@@ -49,6 +55,50 @@ def test_a_fault_in_any_operation_leaves_old_or_new(
     assert str(path) in caught.value.message
     assert caught.value.exit_code == 1
     assert files(tmp_path) == {"file.txt": b"old" if at < 4 else b"new" * 100}
+
+
+@given(st.lists(st.binary(max_size=40)))
+def test_what_is_written_in_pieces_is_what_is_written_at_once(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[bytes]
+) -> None:
+    path = tmp_path_factory.mktemp("pieces") / "file.txt"
+
+    def write(file: IO[bytes]) -> None:
+        for part in parts:
+            assert file.write(part) == len(part)
+
+    with mock.patch("slimcli.disk._PIECE", 16):
+        write_atomically(path, write)
+    assert files(path.parent) == {"file.txt": b"".join(parts)}
+
+
+def test_small_pieces_are_one_write_and_an_error_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    counting = FailingDisk(0)
+    monkeypatch.setattr("slimcli.disk.disk", counting)
+    write_atomically(path, lambda file: [file.write(b"new") for _ in range(100)])
+    assert counting.count == 4
+
+    def stop(file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, stop)
+    assert files(tmp_path) == {"file.txt": b"new" * 100}
+
+
+@pytest.mark.parametrize("for_ever", [False, True])
+def test_a_full_disk_stops_pieces_and_the_size_of_all_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_ever: bool
+) -> None:
+    path = tmp_path / "network.pt"
+    path.write_bytes(b"old")
+    monkeypatch.setattr("slimcli.disk.disk", FailingDisk(2, for_ever=for_ever))
+    monkeypatch.setattr("slimcli.disk._PIECE", 1000)
+    with pytest.raises(StorageError, match=r"4\.0\d MB to write"):
+        write_atomically(path, partial(torch.save, {f"layer{number}": torch.zeros(100_000) for number in range(10)}))
+    assert files(tmp_path) == {"network.pt": b"old"}
 
 
 def test_no_operation_is_left_uncounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

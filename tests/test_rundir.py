@@ -194,10 +194,11 @@ def state(number: int) -> bytes:
 
 def test_the_newest_state_is_read_and_the_one_before_is_there(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run").create(RECIPE)
-    assert run.read_state() == (None, "")
+    assert run.newest_state() == (None, "")
     for number in range(3):
         run.save_state(state(number))
-        assert run.read_state() == (state(number), "")
+        assert run.newest_state() == (run.last_good, "")
+        assert run.last_good.read_bytes() == state(number)
     assert run.previous.read_bytes() == state(1)
 
 
@@ -211,8 +212,9 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path_factory: pytest.Te
         # The bytes of the record itself: what lies around it is the archive's directory, where a flip may be harmless.
         data[60 + place % 1900] ^= 0x10
     run.last_good.write_bytes({"flip": data, "cut": data[: place % len(data)], "empty": b""}[how])
-    content, remark = run.read_state()
-    assert content == state(0)
+    path, remark = run.newest_state()
+    assert path == run.previous
+    assert path.read_bytes() == state(0)
     assert "last.pt is damaged" in remark
     run.save_state(state(2))  # the run goes on: the damaged one is replaced, the good one stays
     assert (run.last_good.read_bytes(), run.previous.read_bytes()) == (state(2), state(0))
@@ -225,7 +227,7 @@ def test_two_damaged_states_are_told_with_a_way_out(tmp_path: Path) -> None:
     run.last_good.write_bytes(b"x")
     run.previous.write_bytes(b"x")
     with pytest.raises(RunDirError, match=r"last\.pt and .*previous\.pt are damaged") as caught:
-        run.read_state()
+        run.newest_state()
     assert "slim run" in caught.value.hint
 
 

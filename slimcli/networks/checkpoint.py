@@ -9,15 +9,15 @@ the shapes in its state dict.
 from __future__ import annotations
 
 import difflib
-import io
 import pickle
 import shlex
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -85,11 +85,11 @@ class Checkpoint:
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint as one file, in full or not at all."""
-    write_atomically(path, to_bytes(content_of(checkpoint)))
+    write_atomically(path, written(content_of(checkpoint)))
 
 
 def content_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the file holds. The tensors are copies."""
+    """What the file holds. The tensors may be the network's own."""
     return {
         "format": FORMAT,
         "version": slimcli.__version__,
@@ -109,8 +109,10 @@ def content_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def at_rest(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the tensors, on the CPU and contiguous."""
-    return {key: value.detach().cpu().contiguous().clone() for key, value in state_dict.items()}
+    """The tensors on the CPU and contiguous: the very ones where they are so, else copies."""
+    own = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    # A file holds whole storages: of a tensor that is a part of one, the rest would go along.
+    return {key: value if value.untyped_storage().nbytes() == value.nbytes else value.clone() for key, value in own.items()}
 
 
 def restore(network: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> Any:
@@ -123,11 +125,9 @@ def restore(network: nn.Module, state: Mapping[str, Tensor], strict: bool = True
     return network.load_state_dict(versioned, strict=strict)
 
 
-def to_bytes(content: Mapping[str, Any]) -> bytes:
-    """A file's bytes: what `torch.load(..., weights_only=True)` opens."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
+def written(content: Mapping[str, Any]) -> Callable[[IO[bytes]], None]:
+    """What writes the content to a file, which `torch.load(..., weights_only=True)` opens."""
+    return partial(torch.save, content)
 
 
 def load(

@@ -274,7 +274,7 @@ class _StateFile:
             "fingerprint": self._job.subject.data.fingerprint,
             "journal": self._folder.journal_size(),
         }
-        self._folder.save_state(checkpoint.to_bytes(content))
+        self._folder.save_state(checkpoint.written(content))
 
     def load(self) -> JsonDict:
         """The last one."""

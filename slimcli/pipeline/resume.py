@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,15 +59,15 @@ def cut_journal(run: RunDir, size: int, progress: Progress) -> None:
 
 def read_state(run: RunDir, progress: Progress) -> JsonDict | None:
     """The content of the run's newest undamaged state; None where none was saved yet."""
-    data, remark = run.read_state()
+    path, remark = run.newest_state()
     if remark:
         progress.warn(remark)
-    if data is None:
+    if path is None:
         return None
     try:
-        return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # intact, and yet no state: somebody put another file there
-        raise RunDirError(f"{run.last_good} is no saved state ({type(error).__name__})", "put the run's own file back") from error
+        raise RunDirError(f"{path} is no saved state ({type(error).__name__})", "put the run's own file back") from error
 
 
 def check_data(content: Mapping[str, Any], fingerprint: str, run: RunDir, name: str) -> None:

@@ -59,13 +59,13 @@ class Network:
         return "; ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in self.model.state_dict().items())
 
     def content(self) -> JsonDict:
-        """As plain containers and tensors; the tensors are copies."""
+        """As plain containers and tensors, which may be the network's own."""
         return {
             "state_dict": checkpoint.at_rest(self.model.state_dict()),
             "history": self.history.state_dict(),
             "groups": [asdict(group) for group in self.groups],
             "removed": copy.deepcopy(self.removed),
-            "masks": None if self.masks is None else {name: mask.cpu().clone() for name, mask in self.masks.items()},
+            "masks": None if self.masks is None else {name: mask.cpu() for name, mask in self.masks.items()},
         }
 
     @classmethod
@@ -132,7 +132,7 @@ class State:
     diverged: str = ""
 
     def content(self) -> JsonDict:
-        """As plain containers and tensors; tensors of networks are copies, the optimizer's are not."""
+        """As plain containers and tensors, which may be those that training goes on with."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
         return plain | {
             "network": None if self.network is self.kept else self.network.content(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 import time
 from collections.abc import Mapping
@@ -126,7 +127,8 @@ class _Job:
         self.model.to(self.engine.device)
         check_takes(self.model, self.data, settings.arch)
         self.history = NormHistory(self.model, settings.norm)
-        self.first = checkpoint.at_rest(self.model.state_dict())  # the same again when the run goes on: it follows from the seed
+        # The same again when the run goes on: it follows from the seed.
+        self.first = copy.deepcopy(checkpoint.at_rest(self.model.state_dict()))
         self.fit: FitState | None = None
         self.new = content is None
         self.arch = content["arch"] if content else settings.arch  # as it was typed; the recipe's path is absolute
@@ -224,7 +226,7 @@ class _Job:
             "fingerprint": self.data.fingerprint,
             "journal": run.journal_size(),
         }
-        run.save_state(checkpoint.to_bytes(content))
+        run.save_state(checkpoint.written(content))
 
     def _finish(self, run: RunDir, held_out: Score, test: Score, lost: str) -> Trained:
         cost = count(self.model, self.data.shape)

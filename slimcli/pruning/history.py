@@ -116,7 +116,7 @@ class NormHistory:
 
     def save(self, path: str | Path) -> None:
         """Write the history alone to a file, which `slim prune --history FILE` reads."""
-        write_atomically(Path(path), checkpoint.to_bytes({"history": self.state_dict()}))
+        write_atomically(Path(path), checkpoint.written({"history": self.state_dict()}))
 
     @classmethod
     def from_files(cls, paths: Iterable[str | Path], like: nn.Module, norm: str = "l1") -> Self:

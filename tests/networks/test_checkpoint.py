@@ -197,6 +197,20 @@ def test_the_network_shares_no_memory_with_what_was_saved(tmp_path: Path) -> Non
     assert model.conv1.weight.abs().sum() > 0
 
 
+def test_a_part_of_a_larger_storage_is_saved_without_the_rest(tmp_path: Path) -> None:
+    network = resolve.build(*LENET)
+    state = network.state_dict()
+    flat = torch.cat([torch.full((10_000_000,), 7.0), *(value.flatten() for value in state.values())])
+    place = 10_000_000
+    for key, value in state.items():
+        state[key] = flat[place : place + value.numel()].view(value.shape)
+        place += value.numel()
+    checkpoint.save(tmp_path / "model.pt", Checkpoint(state, *LENET))
+    assert (tmp_path / "model.pt").stat().st_size < 4 * (len(flat) - 10_000_000) + 20_000
+    loaded = checkpoint.load(tmp_path / "model.pt").state_dict
+    assert all(torch.equal(value, loaded[key]) for key, value in network.state_dict().items())
+
+
 def test_an_interrupted_save_leaves_the_former_file(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     checkpoint.save(path, of(resolve.build(*LENET), *LENET))
