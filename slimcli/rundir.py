@@ -49,6 +49,8 @@ class RunDir:
         self.model = self.path / "model.pt"
         self.onnx = self.path / "model.onnx"
         self.dense_onnx = self.path / "dense.onnx"
+        self.int8 = self.path / "model.int8.onnx"
+        self.dense_int8 = self.path / "dense.int8.onnx"
         self.metrics = self.path / "metrics.json"
         self.report = self.path / "report.html"
         self.last_good = self.state / "last.pt"
@@ -108,7 +110,8 @@ class RunDir:
         except OSError as error:
             raise self._impossible(error) from error
         self._take_lock()
-        for old in (self.model, self.onnx, self.dense_onnx, self.metrics, self.report):
+        exports = (self.onnx, self.dense_onnx, self.int8, self.dense_int8)
+        for old in (self.model, *exports, self.metrics, self.report):
             old.unlink(missing_ok=True)
         shutil.rmtree(self.state, ignore_errors=True)
         disk.remove_leftovers(self.path)

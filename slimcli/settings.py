@@ -29,6 +29,7 @@ SCOPES = ("layer", "global")
 FLOW_FORMS = ("correlation", "raw")
 FLOW_DISTANCES = ("relative", "absolute", "cosine")
 FINALS = ("finetune", "rewind", "fresh", "auto")
+CALIBRATIONS = ("percentile", "entropy", "minmax")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32", "bf16")
 MAY_CHANGE = ("device", "devices", "precision", "compile", "workers", "batch_size", "data_root")
@@ -273,6 +274,21 @@ class PruneSettings(DataSettings, FitSettings):
             ("--final-epochs", self.final_epochs),
         ):
             _at_least(flag, epochs, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Settings(_Settings):
+    """`slim export --int8`: what the ranges are taken from, what stays in float, and how much may be lost on the test split."""
+
+    calibration: str = "percentile"
+    calibration_images: int = 512
+    keep_float: tuple[str, ...] | None = None
+    max_drop: float = 1.0
+
+    def __post_init__(self) -> None:
+        _one_of("--calibration", self.calibration, CALIBRATIONS)
+        _at_least("--calibration-images", self.calibration_images, 1)
+        _within("--max-drop", self.max_drop, 0.0, 10_000.0)
 
 
 def check_pq(p: float, q: float) -> None:

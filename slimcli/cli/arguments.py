@@ -9,9 +9,9 @@ from typing import Any, TypeVar, overload
 import typer
 
 from slimcli.errors import SettingsError
-from slimcli.settings import DataSettings
+from slimcli.settings import DataSettings, Int8Settings, PruneSettings, TrainSettings
 
-S = TypeVar("S", bound=DataSettings)
+S = TypeVar("S", DataSettings, TrainSettings, PruneSettings, Int8Settings)
 
 
 def numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
@@ -55,7 +55,7 @@ def settings(kind: type[S], flags: Mapping[str, Any]) -> S:
     for name, number in (("mean", float), ("std", float), ("widths", int), ("pq", float)):
         if name in chosen:
             chosen[name] = numbers(chosen[name], f"--{name}", number)
-    for name in ("history", "include", "exclude"):
+    for name in ("history", "include", "exclude", "keep_float"):
         if chosen.get(name):
             chosen[name] = tuple(chosen[name])
     return kind(**chosen)

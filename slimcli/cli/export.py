@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slimcli.cli import arguments, console
 from slimcli.cli import options as o
 from slimcli.errors import SettingsError
-from slimcli.settings import DataSettings
+from slimcli.settings import DataSettings, Int8Settings
+
+if TYPE_CHECKING:
+    from slimcli.networks.checkpoint import Checkpoint
+
+_INT8 = "INT8"
 
 
 def export(
-    model: o.Model,
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=o.MODEL_HELP, show_default=False)] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="With --int8: both networks of a run, into its folder and metrics.json.")
+    ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Export to ONNX.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Export to ONNX in 8-bit integers, calibrated on the training images.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.", show_default="beside MODEL")] = None,
     overwrite: o.Overwrite = False,
     tolerance: Annotated[float, typer.Option(help="Largest error allowed, as a share of the largest output (or of 1).")] = 1e-4,
@@ -28,23 +40,51 @@ def export(
     mean: o.Mean = None,
     std: o.Std = None,
     trust_pickle: o.TrustPickle = False,
+    calibration: Annotated[
+        str, typer.Option(help="How ranges are found: percentile, entropy or minmax.", rich_help_panel=_INT8)
+    ] = "percentile",
+    calibration_images: Annotated[
+        int, typer.Option(help="Training images to find ranges on.", min=1, rich_help_panel=_INT8)
+    ] = 512,
+    keep_float: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Layers that stay in float (repeat it).", rich_help_panel=_INT8)
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="Points of top-1 on the test split that INT8 may lose.", rich_help_panel=_INT8)
+    ] = 1.0,
     json: o.Json = False,
     debug: o.Debug = False,
-) -> None:
+) -> int:
     """Export to one ONNX file and check that it computes what the network computes, on real images where there are any.
 
-    A file that fails the check is not left behind (exit code 1).
+    A file that fails the check is not left behind (exit code 1). An INT8 file computes something else by design: its accuracy is
+    measured beside the float file's on the test split, and where it loses more than --max-drop, the layers that hurt most are
+    named (exit code 1; the file stays).
     """
-    if not onnx:
-        raise SettingsError("no format was named", "add --onnx")
-    target = out or Path(model).with_suffix(".onnx")
+    if (model is None) == (run is None):
+        raise SettingsError("export takes a MODEL or --run RUN, one of the two", "slim export MODEL --onnx")
+    if onnx == int8:
+        raise SettingsError("no format was named" if not onnx else "one format at a time", "give --onnx or --int8")
+    idle = [name for name in arguments.given(context) if onnx and name in Int8Settings.__annotations__]
+    if idle:
+        raise SettingsError(f"--{idle[0].replace('_', '-')} says how to quantise", "it goes with --int8, not with --onnx")
+    if run is not None and (onnx or out is not None):
+        raise SettingsError("--run goes with --int8, and its files into the run's folder", "give --int8, and leave -o out")
+    settings = arguments.settings(DataSettings, locals())
+    asked = arguments.settings(Int8Settings, locals())
+    if model is None:
+        assert run is not None
+        return _quantize_run(run, settings, asked, overwrite, json)
+    target = out or Path(model).with_suffix(".int8.onnx" if int8 else ".onnx")
     if target.exists() and not overwrite:
         raise SettingsError(f"{target} exists", "name another file with -o, or pass --overwrite")
-    settings = arguments.settings(DataSettings, locals())
     from slimcli.networks import checkpoint
-    from slimcli.pipeline.deploy import export_checkpoint
 
     loaded = checkpoint.load(model, arguments.arch_of(arch, arch_arg), trust_pickle, arguments.shape(input_shape))
+    if int8:
+        return _export_int8(loaded, target, settings, asked, tolerance, json)
+    from slimcli.pipeline.deploy import export_checkpoint
+
     done, images = export_checkpoint(loaded, target, settings, tolerance)
     if json:
         console.print_json(
@@ -62,3 +102,34 @@ def export(
             f"{done.path}: {done.file_bytes:,} bytes, images {tuple(done.input_shape)}, opset {done.opset}, "
             f"max abs error against torch {done.max_error:.2e} on {done.samples} {images} images"
         )
+    return 0
+
+
+def _export_int8(
+    loaded: Checkpoint, target: Path, settings: DataSettings, asked: Int8Settings, tolerance: float, json: bool
+) -> int:
+    from slimcli.cli import tables, terminal
+    from slimcli.pipeline.quantize import quantize_checkpoint
+
+    done = quantize_checkpoint(loaded, target, settings, asked, tolerance, terminal.Terminal()).to_json()
+    if json:
+        console.print_json(done)
+    else:
+        tables.show(tables.quantized(done))
+    return console.exit_code(done["shortfall"])
+
+
+def _quantize_run(run: Path, settings: DataSettings, asked: Int8Settings, overwrite: bool, json: bool) -> int:
+    from slimcli.cli import tables, terminal
+    from slimcli.pipeline.quantize import quantize_run
+    from slimcli.rundir import RunDir
+
+    folder = RunDir(run)
+    if folder.int8.exists() and not overwrite:
+        raise SettingsError(f"{folder.int8} exists", "pass --overwrite to quantise again")
+    metrics = quantize_run(folder, settings, asked, terminal.Terminal())
+    if json:
+        console.print_json(metrics["int8"])
+    else:
+        tables.show(tables.four(metrics))
+    return console.exit_code(metrics["int8"]["shortfall"])

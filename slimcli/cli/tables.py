@@ -124,6 +124,48 @@ def latencies(result: JsonDict) -> Table:
     return table
 
 
+def quantized(done: JsonDict) -> Table:
+    """The table of `slim export --int8`."""
+    plain = done["float"]
+    table = Table(title=f"{done['path']}, {done['samples']:,} test images in onnxruntime", title_justify="left")
+    for column in ("", "float", "INT8", "change"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row(measure_of(plain).heading, *_scores(plain, done))
+    sizes = plain["file_bytes"], done["file_bytes"]
+    table.add_row("file size", *map(_size, sizes), f"{sizes[0] / sizes[1]:.2f} x smaller")
+    if done["kept_float"]:
+        table.add_row("kept in float", "", in_short(done["kept_float"]), "")
+    return table
+
+
+def four(metrics: JsonDict) -> Table:
+    """Both networks of a run, in float and in INT8: what `slim export --run --int8` prints."""
+    small = metrics["int8"]
+    first = metrics["dense"]["latency_ms"]
+    title = f"{first['provider']}, {first['threads']} thread(s), batch {first['batch']}, {first['runs']} interleaved runs"
+    table = Table(title=title, title_justify="left")
+    score = measure_of(metrics["dense"]).heading
+    for column in ("", score, "file size", "smaller", "p50 latency", "faster (95 %)"):
+        table.add_column(column, justify="right" if column else "left")
+    rows = {
+        "dense": (metrics["dense"], ""),
+        "slim": (metrics["slim"], "model.onnx"),
+        "dense, INT8": (small["dense"], "dense.int8.onnx"),
+        "slim, INT8": (small["slim"], "model.int8.onnx"),
+    }
+    for name, (facts, file) in rows.items():
+        ratio = small["speedups"].get(file)
+        table.add_row(
+            name,
+            formats.score(facts),
+            _size(facts["file_bytes"]),
+            f"{metrics['dense']['file_bytes'] / facts['file_bytes']:.2f} x" if ratio else "",
+            f"{facts['latency_ms']['p50']:.3f} ms",
+            f"{ratio['ratio']:.2f} x ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "",
+        )
+    return table
+
+
 def comparison(paths: list[str], metrics: list[JsonDict]) -> Table:
     """The table of `slim compare`."""
     table = Table()

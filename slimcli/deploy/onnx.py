@@ -64,7 +64,7 @@ def export_onnx(
     try:
         proto = _exported(network, images)
     except Exception as error:
-        reason = _reason(error)
+        reason = first_reason(error)
         hint = "where computed values decide, use torch.where, not if" if "data-dependent" in reason else "--debug shows where"
         raise ParityError(f"the network cannot be exported to ONNX ({reason})", hint) from error
     onnx.helper.set_model_props(proto, _metadata(network, images, metadata or {}))
@@ -117,7 +117,7 @@ def _outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {key if isinstance(key, str) else f"output_{key}": value for key, value in named.items()}
 
 
-def _reason(error: BaseException) -> str:
+def first_reason(error: BaseException) -> str:
     """The first line of what lies at the bottom of an error: the exporter wraps it in advice on its own steps."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -152,7 +152,7 @@ def _examined(network: nn.Module, path: Path, images: Tensor, tolerance: float) 
         raise
     except Exception as error:
         raise ParityError(
-            f"the exported file cannot be checked ({_reason(error)}); no file was left", "--debug shows where"
+            f"the exported file cannot be checked ({first_reason(error)}); no file was left", "--debug shows where"
         ) from error
 
 

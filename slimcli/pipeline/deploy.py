@@ -98,12 +98,17 @@ def bench_folder(folder: Path, **options: Any) -> JsonDict:
     """Measure a run's two networks and put their latencies into its `metrics.json`."""
     run = RunDir(folder)
     metrics = run.read_metrics()
+    check_exported(run)
+    return bench_run(run, metrics, **options)
+
+
+def check_exported(run: RunDir) -> None:
+    """Raise `RunDirError` unless both networks of the run were exported."""
     for path in (run.dense_onnx, run.onnx):
         if not path.exists():
             raise RunDirError(
-                f"{folder} has no {path.name}", "the run was made with --no-deploy: export its model.pt, and bench that"
+                f"{run.path} has no {path.name}", "the run was made with --no-deploy: export its model.pt, and bench that"
             )
-    return bench_run(run, metrics, **options)
 
 
 def bench_run(run: RunDir, metrics: JsonDict, **options: Any) -> JsonDict:

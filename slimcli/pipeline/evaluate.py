@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from slimcli.data.loaders import Data
 from slimcli.data.sources import check_fits, open_data
 from slimcli.deploy.onnx import OnnxNetwork
 from slimcli.measures import Score
@@ -28,6 +29,10 @@ def evaluate_onnx(path: Path, settings: DataSettings, batch_size: int = 500) -> 
     network = OnnxNetwork(path)
     data = open_data(settings, {"name": network.data}, batch_size=batch_size, seed=0, normalisation=network.normalisation)
     check_fits(data, str(path), network.classes or data.classes, network.input_shape)
+    return score_of_file(network, data), list(data.notes)
+
+
+def score_of_file(network: OnnxNetwork, data: Data) -> Score:
+    """Score of an ONNX file on the data's test split, in onnxruntime on the CPU."""
     network.first_alone = data.task.classifies  # other tools' classifiers may give more than logits
-    engine = Engine(FitSettings(device="cpu"))
-    return engine.evaluate(network, data.test), list(data.notes)
+    return Engine(FitSettings(device="cpu")).evaluate(network, data.test)

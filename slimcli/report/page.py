@@ -72,7 +72,22 @@ def summary(result: Result) -> list[tuple[str, ...]]:
     if dense.get("file_bytes") and slim.get("file_bytes"):
         before, after = dense["file_bytes"], slim["file_bytes"]
         rows.append(("file size (ONNX)", formats.size(before), formats.size(after), formats.change(before, after)))
-    return rows + _latency_rows(result)
+    return rows + _latency_rows(result) + _int8_rows(result)
+
+
+def _int8_rows(result: Result) -> list[tuple[str, ...]]:
+    """What both networks are in INT8, where that was measured."""
+    small = result.metrics.get("int8")
+    if not small:
+        return []
+    dense, slim = small["dense"], small["slim"]
+    sizes = dense["file_bytes"], slim["file_bytes"]
+    times = dense["latency_ms"]["p50"], slim["latency_ms"]["p50"]
+    return [
+        _score_row(f"{result.measure.title}, INT8", dense, slim),
+        ("file size, INT8", *map(formats.size, sizes), formats.change(*sizes)),
+        ("latency, p50, INT8", *map(formats.milliseconds, times), formats.change(*times)),
+    ]
 
 
 def _score_row(name: str, dense: JsonDict, slim: JsonDict) -> Row:

@@ -17,6 +17,7 @@ import torch
 
 from slimcli.cli import prune, train
 from slimcli.cli.main import main
+from slimcli.networks import checkpoint
 from slimcli.settings import PruneSettings, TrainSettings
 
 Slim = Callable[..., tuple[int, str, str]]
@@ -113,6 +114,13 @@ def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
         (("train", "lenet5", "--mean", "x", "--std", "1"), ("--mean",)),
         (("eval", "model.pt", "--arch", "vgg16-cifar"), ("lenet5", "vgg16-cifar")),
         (("export", "model.pt"), ("--onnx",)),
+        (("export", "model.pt", "--onnx", "--int8"), ("one format", "--int8")),
+        (("export", "model.pt", "--run", "x", "--int8"), ("one of the two",)),
+        (("export", "--run", "x", "--onnx"), ("--run", "--int8")),
+        (("export", "--run", "x", "--int8"), ("no run folder x",)),
+        (("export", "model.pt", "--onnx", "--keep-float", "conv1"), ("--keep-float", "--int8")),
+        (("export", "model.pt", "--int8", "--calibration", "percent"), ("'percent'", "'percentile'")),
+        (("export", "model.pt", "--int8", "--calibration-images", "0"), ("--calibration-images", "equal to 1")),
         (("bench",), ("bench",)),
         (("report", "nowhere"), ("nowhere",)),
         (("run", "nowhere.toml"), ("nowhere.toml",)),
@@ -128,6 +136,46 @@ def test_bad_input_is_refused_in_one_sentence(
     (tmp_path / "model.pt").write_bytes(tiny_checkpoint.read_bytes())
     refused(slim(*arguments), *words)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "model.pt") == []
+
+
+def test_int8_is_measured_beside_float(slim: Slim, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    code, out, err = slim("export", tiny_checkpoint, "--int8", "--json", "-o", "small.onnx", "--keep-float", "fc2")
+    done = json.loads(out)
+    assert code == 0, err
+    assert done["file_bytes"] == (tmp_path / "small.onnx").stat().st_size < done["float"]["file_bytes"] / 3
+    assert (done["kept_float"], done["noise"], done["shortfall"]) == (["fc2"], {}, "")
+    for model, facts in ((tmp_path / "small.onnx", done), (tiny_checkpoint, done["float"])):
+        measured = json.loads(slim("eval", model, "--json")[1])
+        assert measured["top1"] == facts["top1"]
+        assert measured["loss"] == pytest.approx(facts["loss"], rel=1e-4)
+    assert "x smaller" in slim("export", tiny_checkpoint, "--int8", "-o", "again.onnx")[1]
+    assert "--overwrite" in slim("export", tiny_checkpoint, "--int8", "-o", "again.onnx")[2]
+
+
+def test_int8_that_loses_too_much_names_the_layers_that_hurt(slim: Slim, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """One filter's maps are made 100,000 times larger, and what reads them makes them small again: in float nothing changes."""
+    loaded = checkpoint.load(tiny_checkpoint)
+    state = loaded.state_dict
+    maps = state["fc1.weight"].shape[1] // len(state["conv2.weight"])
+    state["conv2.weight"][0] *= 1e5
+    state["conv2.bias"][0] = 1e5
+    state["fc1.weight"][:, :maps] *= 1e-5
+    checkpoint.save(tmp_path / "spoiled.pt", loaded)
+    code, out, err = slim("export", "spoiled.pt", "--int8", "--json")
+    done = json.loads(out)
+    assert code == 1
+    assert done["float"]["top1"] - done["top1"] > 1
+    assert next(iter(done["noise"])) in ("conv2", "fc1")
+    assert "more than the allowed 1 points" in err
+    assert "--keep-float" in err
+    assert (tmp_path / "spoiled.int8.onnx").exists()
+    assert slim("export", "spoiled.pt", "--int8", "-o", "kept.onnx", "--keep-float", "conv2", "--keep-float", "fc1")[0] == 0
+
+
+def test_int8_wants_real_images(slim: Slim, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    torch.save(checkpoint.load(tiny_checkpoint).state_dict, tmp_path / "weights.pt")
+    refused(slim("export", "weights.pt", "--int8", "--arch", "lenet5"), "real images", "--data")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["weights.pt"]
 
 
 def test_a_budget_may_be_given_in_percent(slim: Slim, tiny_checkpoint: Path) -> None:

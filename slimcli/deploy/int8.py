@@ -1,0 +1,152 @@
+"""INT8 by static quantisation (QDQ, weights per channel) with onnxruntime's own tools, its ranges taken from real images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from fnmatch import fnmatch
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor
+
+from slimcli.deploy.onnx import INPUT, OUTPUT, first_reason
+from slimcli.disk import write_atomically
+from slimcli.errors import InputError, ParityError, suggest
+
+METHODS = {
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+    "minmax": CalibrationMethod.MinMax,
+}
+"""How the range of an activation follows from what was seen of it: without the outermost 0.001 %, by the least loss of
+information, or all of it.
+"""
+BATCH = 64
+"""Images of which all activations are in memory at a time."""
+_WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+class Quantizer:
+    """Quantises one file, as often as wanted; the ranges of its activations are measured once. A context manager.
+
+    `images` are normalised ones (N, C, H, W), float32. Activations become unsigned, weights signed 8-bit integers: what
+    CPUs with VNNI compute fastest. Raises `ParityError` where onnxruntime cannot quantise the file.
+    """
+
+    def __init__(self, source: Path, images: Tensor, method: str = "percentile") -> None:
+        if method not in METHODS:
+            raise InputError(f"there is no calibration {method!r}", suggest(method, METHODS))
+        self._batches = [batch.numpy() for batch in images.split(BATCH)]  # type: ignore[no-untyped-call]
+        self._method = method
+        self._folder = TemporaryDirectory()
+        self._plain = Path(self._folder.name) / "plain.onnx"
+        with _faults_named():
+            quant_pre_process(str(source), str(self._plain), skip_symbolic_shape=True)
+        self._layers = _layers(onnx.load(self._plain))
+        self._metadata = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._folder.cleanup()
+
+    def matching(self, globs: Sequence[str]) -> list[str]:
+        """The layers with weights that any of the patterns names; `InputError` for a pattern that names none."""
+        for glob in globs:
+            if not any(fnmatch(name, glob) for name in self._layers):
+                raise InputError(f"--keep-float {glob} names no layer with weights", suggest(glob, self._layers))
+        return [name for name in self._layers if any(fnmatch(name, glob) for glob in globs)]
+
+    def write(self, target: Path, keep_float: Sequence[str] = ()) -> None:
+        """Write the INT8 file, in full or not at all; the layers named in `keep_float` stay as they are."""
+        quantized = onnx.load_from_string(self._quantized(nodes_to_exclude=[self._layers[name] for name in keep_float]))
+        note = f"QDQ, weights per channel, {self._method}, {sum(map(len, self._batches))} images"
+        onnx.helper.set_model_props(quantized, self._metadata | {"int8": note})
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, quantized.SerializeToString())
+
+    def noise(self) -> dict[str, float]:
+        """For each layer with weights: what quantising it alone changes of the first output, as a share of that (both as root of
+        the mean square over the first images), largest first.
+        """
+        images = self._batches[0]
+        wanted = _first_output(self._plain.read_bytes(), images)
+        found = {}
+        for name, node in self._layers.items():
+            output = _first_output(self._quantized(nodes_to_quantize=[node]), images)
+            found[name] = float(np.sqrt(np.mean((output - wanted) ** 2) / max(np.mean(wanted**2), 1e-30)))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def _quantized(self, **which: Any) -> bytes:
+        folder = Path(self._folder.name)
+        with _faults_named():
+            quantize_static(
+                str(self._plain),
+                str(folder / "quantized.onnx"),
+                _Reader(self._batches),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=METHODS[self._method],
+                # One batch at a time: together, all activations of all images would be in memory.
+                extra_options={"CalibStridedMinMax": 1},
+                calibration_cache_path=folder / "ranges.json",
+                **which,
+            )
+        return (folder / "quantized.onnx").read_bytes()
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, batches: Sequence[np.ndarray]) -> None:
+        self._batches = batches
+        self._rest: Iterator[np.ndarray] = iter(batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._rest = iter(self._batches[start_index:end_index])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self._rest, None)
+        return None if batch is None else {INPUT: batch}
+
+
+def _layers(proto: onnx.ModelProto) -> dict[str, str]:
+    """The nodes with weights, by the names that the layers have in the network where the file still has these."""
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    named = [(node.input[1].removesuffix(".weight"), node) for node in proto.graph.node if node.op_type in _WITH_WEIGHTS]
+    return {name if f"{name}.weight" in weights else node.name: node.name for name, node in named if node.input[1] in weights}
+
+
+def _first_output(model: bytes, images: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    outputs = [each.name for each in session.get_outputs()]
+    wanted = OUTPUT if OUTPUT in outputs else outputs[0]
+    return np.asarray(session.run([wanted], {INPUT: images})[0], dtype=np.float64)
+
+
+@contextmanager
+def _faults_named() -> Iterator[None]:
+    """The quantiser narrates on stdout and in the log; what it raises is told as any export that cannot be made."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    except Exception as error:
+        raise ParityError(f"onnxruntime cannot quantise this network ({first_reason(error)})", "--debug shows where") from error
+    finally:
+        logging.disable(level)
