@@ -43,6 +43,15 @@ def environment() -> JsonDict:
     }
 
 
+def conditions() -> JsonDict:
+    """What else decides how fast a call is, as far as the system tells: the cores allowed, the governor, the load."""
+    return {
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
 def version(package: str) -> str | None:
     """The installed version, None where it is not installed."""
     try:

@@ -189,7 +189,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster `to` is than `of` (p50 over p50), with its 95 % bootstrap interval."""
+    """How many times faster `to` is than `of` (p50 over p50), with its 95 % interval."""
 
     of: str
     to: str

@@ -26,7 +26,10 @@ def bench(
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """Latency in onnxruntime, the models interleaved; the first one is what the others are compared with."""
+    """Latency in onnxruntime, the models interleaved; the first one is what the others are compared with.
+
+    Cold start is what creating a session takes, memory what a process grows by that loads the model and runs it once.
+    """
     if bool(models) == (run is not None):
         raise SettingsError(
             "bench takes models or a run folder, one of the two", "slim bench A.pt B.onnx, or slim bench --run RUN"
@@ -34,7 +37,7 @@ def bench(
     from slimcli.cli import tables
     from slimcli.pipeline import deploy
 
-    options = {"runs": runs, "batch": batch, "threads": threads, "provider": provider}
+    options = {"runs": runs, "batch": batch, "threads": threads, "provider": provider, "memory": True}
     if run:
         result = deploy.bench_folder(run, **options)
     else:

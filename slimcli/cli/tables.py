@@ -114,13 +114,14 @@ def latencies(result: JsonDict) -> Table:
     first = result["models"][0]["latency_ms"]
     title = f"{first['provider']}, {first['threads']} thread(s), batch {first['batch']}, {first['runs']} interleaved runs, ms"
     table = Table(title=title, title_justify="left")
-    for column in ("model", "p50", "p90", "p99", "mean", "faster than the first (95 %)"):
+    for column in ("model", "p50", "p90", "p99", "cold start", "memory", "faster than the first (95 %)"):
         table.add_column(column, justify="left" if column == "model" else "right")
     ratios = {ratio["to"]: ratio for ratio in result["ratios"]}
     for model in result["models"]:
         ms, ratio = model["latency_ms"], ratios.get(model["path"])
         against = f"{ratio['ratio']:.2f} x ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
-        table.add_row(model["path"], *(f"{ms[key]:.3f}" for key in ("p50", "p90", "p99", "mean")), against)
+        once = f"{model['cold_start_ms']:.1f}", _size(model["memory_bytes"]) if model["memory_bytes"] else ""
+        table.add_row(model["path"], *(f"{ms[key]:.3f}" for key in ("p50", "p90", "p99")), *once, against)
     return table
 
 

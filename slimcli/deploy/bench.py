@@ -1,7 +1,14 @@
-"""Latency in onnxruntime, several models interleaved: what a machine does between two sequential measurements is no result."""
+"""Latency in onnxruntime, several models interleaved: what a machine does between two sequential measurements is no result.
+
+And in several sessions of each: where a session's memory came to lie can make it some percent faster than its twin for as long
+as it lives, which no number of calls averages out.
+"""
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,24 +18,45 @@ import numpy as np
 import onnxruntime as ort
 
 from slimcli.deploy.providers import PROVIDERS
-from slimcli.environment import environment
+from slimcli.environment import conditions, environment
 from slimcli.errors import InputError, suggest
 from slimcli.records import JsonDict, Latency, Ratio
+
+STRETCHES = 10
+"""Into so many stretches the calls are cut, each with a session of its own for every model."""
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t, two-sided 95 %, for 1 to 9 degrees of freedom (any table of it)."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Latencies by path, in the order given, and the first model's ratio to each other one."""
+    """Latencies by path, in the order given, and the first model's ratio to each other one.
+
+    `samples` are all calls in ms (stretches x calls x models); `cold` is what creating a session took, in ms, the median over the
+    stretches; `memory` what a process that loads and runs the model once grows by, in bytes (None if not asked for).
+    """
 
     latencies: tuple[tuple[str, Latency], ...]
     ratios: tuple[Ratio, ...]
+    samples: np.ndarray
+    cold: tuple[float, ...]
+    memory: tuple[int | None, ...]
 
     def to_json(self) -> JsonDict:
         """The object that `slim bench --json` prints."""
         return {
-            "models": [{"path": path, "latency_ms": asdict(latency)} for path, latency in self.latencies],
+            "models": [
+                {
+                    "path": path,
+                    "latency_ms": asdict(latency),
+                    "cold_start_ms": round(self.cold[at], 3),
+                    "memory_bytes": self.memory[at],
+                    "samples_ms": [[round(float(each), 5) for each in stretch] for stretch in self.samples[:, :, at]],
+                }
+                for at, (path, latency) in enumerate(self.latencies)
+            ],
             "ratios": [asdict(ratio) for ratio in self.ratios],
-            "environment": environment(),
+            "environment": environment() | conditions(),
         }
 
 
@@ -41,29 +69,62 @@ def bench(
     threads: int = 1,
     provider: str = "cpu",
     seed: int = 0,
+    memory: bool = False,
 ) -> Bench:
-    """Measure ONNX files, one call of each in turn, `runs` times, in an order drawn anew every round.
+    """Measure ONNX files, one call of each in turn, `runs` times (a multiple of ten), in an order drawn anew every round.
 
     `names` stand for the paths in the result. Warm-up goes on until two successive blocks of rounds agree within 5 % (at
-    most 20 blocks). Latencies in ms; the ratio is p50 over p50, its interval a bootstrap over rounds. Raises `InputError`
-    for a file that onnxruntime cannot run, and for a provider that it would silently replace by the CPU.
+    most 20 blocks). Latencies in ms; the ratio is p50 over p50, the geometric mean over the stretches, its interval Student's t
+    over their logarithms. Raises `InputError` for a file that onnxruntime cannot run, and for a provider that it would silently
+    replace by the CPU.
     """
-    sessions = [_session(Path(path), threads, provider) for path in paths]
     generator = np.random.default_rng(seed)
+    stretches = min(STRETCHES, max(2, runs // 10))
+    times = np.empty((stretches, math.ceil(runs / stretches), len(paths)))
+    cold = np.empty((stretches, len(paths)))
+    for number in range(stretches):
+        sessions = {}
+        for at in generator.permutation(len(paths)):
+            started = time.perf_counter_ns()
+            sessions[at] = _session(Path(paths[at]), threads, provider)
+            cold[number, at] = (time.perf_counter_ns() - started) / 1e6
+        _measure([sessions[at] for at in range(len(paths))], batch, times[number], generator)
+    shown = [str(name) for name in (names or paths)]
+    latencies = tuple((name, _latency(times[:, :, at], threads, batch, provider)) for at, name in enumerate(shown))
+    ratios = tuple(_ratio(times, at, shown) for at in range(1, len(shown)))
+    grown = tuple(_memory(Path(path), threads, provider, batch) if memory else None for path in paths)
+    return Bench(latencies, ratios, times, tuple(np.median(cold, axis=0).tolist()), grown)
+
+
+def _measure(sessions: Sequence[ort.InferenceSession], batch: int, times: np.ndarray, generator: np.random.Generator) -> None:
+    """Fill `times` (calls x models), after a warm-up."""
     shapes = {str(session.get_inputs()[0].shape[1:]) for session in sessions}
     if len(shapes) > 1:
         raise InputError(f"the models take different inputs: {', '.join(sorted(shapes))}", "compare models of one input shape")
     feeds = [_feed(session, batch, generator) for session in sessions]
     _warm_up(sessions, feeds)
-    times = np.empty((runs, len(sessions)))
     for round_times in times:
-        for index in generator.permutation(len(sessions)):
-            round_times[index] = _milliseconds(sessions[index], feeds[index])
-    used = sessions[0].get_providers()[0] if sessions else ""
-    shown = [str(name) for name in (names or paths)]
-    latencies = tuple((name, _latency(times[:, at], runs, threads, batch, used)) for at, name in enumerate(shown))
-    ratios = tuple(_ratio(times, 0, at, shown, generator) for at in range(1, len(shown)))
-    return Bench(latencies, ratios)
+        for at in generator.permutation(len(sessions)):
+            round_times[at] = _milliseconds(sessions[at], feeds[at])
+
+
+_LOAD_AND_RUN = """
+import sys
+from pathlib import Path
+import numpy as np
+import psutil
+from slimcli.deploy import bench
+before = psutil.Process().memory_info().rss
+session = bench._session(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+session.run(None, bench._feed(session, int(sys.argv[4]), np.random.default_rng(0)))
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+def _memory(path: Path, threads: int, provider: str, batch: int) -> int:
+    """By how many bytes a process of its own grows that loads the model and runs it once."""
+    arguments = [sys.executable, "-c", _LOAD_AND_RUN, str(path), str(threads), provider, str(batch)]
+    return int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def _session(path: Path, threads: int, provider: str) -> ort.InferenceSession:
@@ -112,19 +173,14 @@ def _warm_up(sessions: Sequence[ort.InferenceSession], feeds: Sequence[dict[str,
         before = now
 
 
-def _latency(times: np.ndarray, runs: int, threads: int, batch: int, provider: str) -> Latency:
+def _latency(times: np.ndarray, threads: int, batch: int, provider: str) -> Latency:
     p50, p90, p99 = (float(value) for value in np.percentile(times, (50, 90, 99)))
-    return Latency(p50, p90, p99, float(times.mean()), float(times.min()), runs, threads, batch, provider)
+    return Latency(p50, p90, p99, float(times.mean()), float(times.min()), times.size, threads, batch, PROVIDERS[provider])
 
 
-def _ratio(
-    times: np.ndarray,
-    of: int,
-    to: int,
-    names: Sequence[str],
-    generator: np.random.Generator,
-) -> Ratio:
-    resampled = generator.integers(len(times), size=(1000, len(times)))
-    ratios = np.median(times[resampled, of], axis=1) / np.median(times[resampled, to], axis=1)
-    low, high = (float(value) for value in np.percentile(ratios, (2.5, 97.5)))
-    return Ratio(names[of], names[to], float(np.median(times[:, of]) / np.median(times[:, to])), low, high)
+def _ratio(times: np.ndarray, to: int, names: Sequence[str]) -> Ratio:
+    medians = np.median(times, axis=1)
+    logs = np.log(medians[:, 0] / medians[:, to])
+    half = _T[len(logs) - 2] * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    ratio, low, high = (math.exp(float(logs.mean()) + shift) for shift in (0.0, -half, half))
+    return Ratio(names[0], names[to], ratio, low, high)
