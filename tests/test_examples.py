@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from slimcli.deploy.onnx import OnnxNetwork
+from slimcli.deploy.runtime import OnnxNetwork
 from slimcli.pipeline import job
 from slimcli.pipeline.train import train
 from slimcli.pruning import surgery

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slimcli.data.loaders import Data
 from slimcli.data.sources import check_fits, open_data
-from slimcli.deploy.onnx import OnnxNetwork
+from slimcli.deploy.runtime import OnnxNetwork
 from slimcli.measures import Score
 from slimcli.networks import checkpoint
 from slimcli.pipeline.subject import open_subject

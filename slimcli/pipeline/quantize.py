@@ -12,7 +12,8 @@ import torch
 from slimcli.data.loaders import Data
 from slimcli.deploy.bench import bench
 from slimcli.deploy.int8 import Quantizer
-from slimcli.deploy.onnx import OnnxNetwork, export_onnx
+from slimcli.deploy.onnx import export_onnx
+from slimcli.deploy.runtime import OnnxNetwork
 from slimcli.errors import DataError
 from slimcli.measures import Score
 from slimcli.networks import checkpoint, resolve

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from slimcli.deploy.int8 import BATCH, METHODS, Quantizer
-from slimcli.deploy.onnx import OnnxNetwork, export_onnx
+from slimcli.deploy.onnx import export_onnx
+from slimcli.deploy.runtime import OnnxNetwork
 from slimcli.errors import InputError, ParityError
 from slimcli.settings import CALIBRATIONS
 from tests.tiny import SHAPE, Chain, Residual

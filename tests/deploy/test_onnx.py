@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from slimcli.deploy import onnx as deploy
-from slimcli.deploy.onnx import OnnxNetwork, export_onnx
+from slimcli.deploy.onnx import export_onnx
+from slimcli.deploy.runtime import OnnxNetwork
 from slimcli.errors import InputError, ParityError
 from slimcli.networks.resolve import build
 from slimcli.pruning import surgery

@@ -11,7 +11,7 @@ import torch
 
 import slimcli
 from slimcli.cli.main import main
-from slimcli.deploy.onnx import OnnxNetwork
+from slimcli.deploy.runtime import OnnxNetwork
 from slimcli.report.journal import rebuild
 from slimcli.rundir import RunDir
 
