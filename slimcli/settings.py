@@ -277,6 +277,21 @@ class PruneSettings(DataSettings, FitSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportSettings(_Settings):
+    """`slim export`: how near the file must come, in which opset it is written, what goes into it beside the network."""
+
+    tolerance: float = 1e-4
+    opset: int | None = None
+    pixels: bool = False
+    probabilities: bool = False
+
+    def __post_init__(self) -> None:
+        _within("--tolerance", self.tolerance, 0.0, math.inf)
+        if self.opset is not None:
+            _at_least("--opset", self.opset, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Int8Settings(_Settings):
     """`slim export --int8`: what the ranges are taken from, what stays in float, and how much may be lost on the test split."""
 

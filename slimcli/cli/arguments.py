@@ -9,9 +9,9 @@ from typing import Any, TypeVar, overload
 import typer
 
 from slimcli.errors import SettingsError
-from slimcli.settings import DataSettings, Int8Settings, PruneSettings, TrainSettings
+from slimcli.settings import DataSettings, ExportSettings, Int8Settings, PruneSettings, TrainSettings
 
-S = TypeVar("S", DataSettings, TrainSettings, PruneSettings, Int8Settings)
+S = TypeVar("S", DataSettings, TrainSettings, PruneSettings, ExportSettings, Int8Settings)
 
 
 def numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> tuple[Any, ...] | None:

@@ -10,7 +10,7 @@ import typer
 from slimcli.cli import arguments, console
 from slimcli.cli import options as o
 from slimcli.errors import SettingsError
-from slimcli.settings import DataSettings, Int8Settings
+from slimcli.settings import DataSettings, ExportSettings, Int8Settings
 
 if TYPE_CHECKING:
     from slimcli.networks.checkpoint import Checkpoint
@@ -30,6 +30,13 @@ def export(
     ] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write.", show_default="beside MODEL")] = None,
     overwrite: o.Overwrite = False,
+    pixels: Annotated[
+        bool, typer.Option("--pixels", help="Take pixels, uint8 (N, H, W, C): the normalisation goes into the file.")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Give probabilities, not logits: a softmax goes into the file.")
+    ] = False,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset.", show_default="the exporter's")] = None,
     tolerance: Annotated[float, typer.Option(help="Largest error allowed, as a share of the largest output (or of 1).")] = 1e-4,
     arch: o.Arch = None,
     arch_arg: o.ArchArg = None,
@@ -71,7 +78,7 @@ def export(
     if run is not None and (onnx or out is not None):
         raise SettingsError("--run goes with --int8, and its files into the run's folder", "give --int8, and leave -o out")
     settings = arguments.settings(DataSettings, locals())
-    asked = arguments.settings(Int8Settings, locals())
+    exported, asked = arguments.settings(ExportSettings, locals()), arguments.settings(Int8Settings, locals())
     if model is None:
         assert run is not None
         return _quantize_run(run, settings, asked, overwrite, json)
@@ -82,10 +89,10 @@ def export(
 
     loaded = checkpoint.load(model, arguments.arch_of(arch, arch_arg), trust_pickle, arguments.shape(input_shape))
     if int8:
-        return _export_int8(loaded, target, settings, asked, tolerance, json)
+        return _export_int8(loaded, target, settings, exported, asked, json)
     from slimcli.pipeline.deploy import export_checkpoint
 
-    done, images = export_checkpoint(loaded, target, settings, tolerance)
+    done, images = export_checkpoint(loaded, target, settings, exported)
     if json:
         console.print_json(
             {
@@ -106,12 +113,12 @@ def export(
 
 
 def _export_int8(
-    loaded: Checkpoint, target: Path, settings: DataSettings, asked: Int8Settings, tolerance: float, json: bool
+    loaded: Checkpoint, target: Path, settings: DataSettings, exported: ExportSettings, asked: Int8Settings, json: bool
 ) -> int:
     from slimcli.cli import tables, terminal
     from slimcli.pipeline.quantize import quantize_checkpoint
 
-    done = quantize_checkpoint(loaded, target, settings, asked, tolerance, terminal.Terminal()).to_json()
+    done = quantize_checkpoint(loaded, target, settings, exported, asked, terminal.Terminal()).to_json()
     if json:
         console.print_json(done)
     else:

@@ -152,8 +152,11 @@ def _feed(session: ort.InferenceSession, batch: int, generator: np.random.Genera
     shape = [batch if index == 0 else side for index, side in enumerate(entry.shape)]
     if isinstance(entry.shape[0], int) and entry.shape[0] != batch:
         raise InputError(f"an ONNX file has a fixed batch of {entry.shape[0]}", f"use --batch {entry.shape[0]}")
-    if not all(isinstance(side, int) for side in shape) or entry.type != "tensor(float)" or len(session.get_inputs()) > 1:
-        raise InputError(f"an ONNX input of {entry.type} {entry.shape} cannot be made up", "bench takes one float image input")
+    known = entry.type in ("tensor(float)", "tensor(uint8)")
+    if not known or not all(isinstance(side, int) for side in shape) or len(session.get_inputs()) > 1:
+        raise InputError(f"an ONNX input of {entry.type} {entry.shape} cannot be made up", "bench takes one input of images")
+    if entry.type == "tensor(uint8)":
+        return {entry.name: generator.integers(0, 256, shape, dtype=np.uint8)}
     return {entry.name: generator.standard_normal(shape, dtype=np.float32)}
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import slimcli
+from slimcli.deploy.ready import PROBABILITIES, Ready
 from slimcli.disk import write_atomically
 from slimcli.errors import ParityError
 from slimcli.networks.cost import count
@@ -50,23 +51,30 @@ def export_onnx(
     images: Tensor,
     metadata: Mapping[str, Any] | None = None,
     tolerance: float = 1e-4,
+    opset: int | None = None,
 ) -> Export:
     """Write the model as one ONNX file with a dynamic batch (input `input`, output `logits`), and check it. Several outputs are
     called `output_0`, `output_1`, ... in the order in which the network gives them, those of a dictionary by their keys.
 
     `images` (N, C, H, W), normalised, are what parity is measured on, at batch size N and 1. Raises `ParityError`, and
     leaves no file (an older one stays), when an output differs by more than `tolerance` times the largest output (or
-    1), or when a weight in the file has another shape than in the network.
+    1), or when a weight in the file has another shape than in the network; and where this network cannot be written in the
+    `opset`. A `Ready` network takes pixels, (N, H, W, C), and may give `probabilities`.
     """
     path = Path(path)
     network = copy.deepcopy(model).cpu().eval()
     images = images.detach().cpu()
     try:
-        proto = _exported(network, images)
+        proto = _exported(network, images, opset)
     except Exception as error:
         reason = first_reason(error)
         hint = "where computed values decide, use torch.where, not if" if "data-dependent" in reason else "--debug shows where"
         raise ParityError(f"the network cannot be exported to ONNX ({reason})", hint) from error
+    if opset not in (None, opset_of(proto)):
+        raise ParityError(
+            f"this network cannot be written in ONNX opset {opset}: the exporter gives {opset_of(proto)}",
+            f"use --opset {opset_of(proto)}",
+        )
     onnx.helper.set_model_props(proto, _metadata(network, images, metadata or {}))
     result: list[Export] = []
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +84,7 @@ def export_onnx(
     return replace(result[0], path=path)
 
 
-def _exported(network: nn.Module, images: Tensor) -> onnx.ModelProto:
+def _exported(network: nn.Module, images: Tensor, opset: int | None = None) -> onnx.ModelProto:
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             network,
@@ -85,9 +93,15 @@ def _exported(network: nn.Module, images: Tensor) -> onnx.ModelProto:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=[INPUT],
             output_names=list(_outputs(network, images[:1])),
+            opset_version=opset,
         )
     assert program is not None
     proto = program.model_proto
+    if isinstance(network, Ready):  # weights are called as in the network that it holds
+        for tensor in proto.graph.initializer:
+            tensor.name = tensor.name.removeprefix("network.")
+        for node in proto.graph.node:
+            node.input[:] = [name.removeprefix("network.") for name in node.input]
     # The exporter's notes (stack traces, source paths) can outweigh a slim network's weights.
     for part in (
         proto.graph,
@@ -104,6 +118,8 @@ def _exported(network: nn.Module, images: Tensor) -> onnx.ModelProto:
 def _outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """What the network gives, under the names that the file has; what is None is left out."""
     output = network(images)
+    if isinstance(network, Ready) and network.probabilities:
+        return {PROBABILITIES: output}
     if isinstance(output, Tensor):
         return {OUTPUT: output}
     named = output if isinstance(output, Mapping) else dict(enumerate(tree_leaves(output)))
@@ -174,8 +190,12 @@ def _checked(network: nn.Module, path: Path, images: Tensor, tolerance: float) -
                 raise ParityError(
                     f"of {name}, {others:.1%} are other whole numbers than torch's; no file was left", "report this"
                 )
-    opset = next(entry.version for entry in loaded.opset_import if entry.domain == "")
-    return Export(path, path.stat().st_size, worst, len(images), opset, tuple(images.shape[1:]))
+    return Export(path, path.stat().st_size, worst, len(images), opset_of(loaded), tuple(images.shape[1:]))
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a file is written in."""
+    return next(int(entry.version) for entry in proto.opset_import if entry.domain == "")
 
 
 def _difference(name: str, found: Any, expected: Any, tolerance: float) -> float:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
+from slimcli.deploy.ready import PROBABILITIES, pixels_of
 from slimcli.errors import InputError
 
 
@@ -30,25 +31,39 @@ class OnnxNetwork(nn.Module):
             raise InputError(f"onnxruntime cannot open {path}: {str(error).splitlines()[0][:200]}", "export it again") from error
         entry, outputs = self._session.get_inputs()[0], self._session.get_outputs()
         self._outputs, output = [each.name for each in outputs], outputs[0]
-        if len(entry.shape) < 3 or entry.type != "tensor(float)" or not all(isinstance(n, int) for n in entry.shape[1:]):
-            raise InputError(f"{path} takes {entry.type} {entry.shape}, not float images", "name a file that `slim export` wrote")
+        self._takes_pixels = entry.type == "tensor(uint8)" and len(entry.shape) == 4
+        fits = (entry.type == "tensor(float)" and len(entry.shape) >= 3) or self._takes_pixels
+        if not fits or not all(isinstance(side, int) for side in entry.shape[1:]):
+            raise InputError(f"{path} takes {entry.type} {entry.shape}, not images", "name a file that `slim export` wrote")
         self._input = entry.name
-        self.input_shape = tuple(entry.shape[1:])
+        sides = entry.shape[1:]
+        self.input_shape = (sides[-1], *sides[:-1]) if self._takes_pixels else tuple(sides)
         self.classes = output.shape[-1] if isinstance(output.shape[-1], int) else None
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.normalisation = _normalisation(metadata.get("preprocessing", "{}"))
         self.data = metadata.get("data", "")
+        if self._takes_pixels and self.normalisation is None:
+            raise InputError(f"{path} takes pixels and does not say how they were normalised", "export it again with slim")
         self._fixed_batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
 
     def forward(self, images: Tensor) -> Any:
-        """Normalised images (N, C, H, W) to what the network gives; for a classifier logits (N, classes)."""
+        """Normalised images (N, C, H, W) to what the network gives; for a classifier logits (N, classes), or the logarithms of
+        its probabilities. A file that takes pixels gets those that the images were made of.
+        """
+        images = self.feed(images)
         chunks = [images] if self._fixed_batch is None else images.split(self._fixed_batch)  # type: ignore[no-untyped-call]
         runs = [self._run(chunk) for chunk in chunks]
         outputs = [torch.cat(parts) for parts in zip(*runs, strict=True)]
         if len(outputs) == 1 or self.first_alone:
-            return outputs[0]
+            return outputs[0].log() if self._outputs[0] == PROBABILITIES else outputs[0]
         unnamed = self._outputs == [f"output_{number}" for number in range(len(outputs))]
         return tuple(outputs) if unnamed else dict(zip(self._outputs, outputs, strict=True))
+
+    def feed(self, images: Tensor) -> Tensor:
+        """Normalised images as the file takes them: themselves, or the pixels that they were made of."""
+        if self._takes_pixels and self.normalisation is not None:
+            return pixels_of(images, *self.normalisation)
+        return images
 
     def _run(self, images: Tensor) -> list[Tensor]:
         """All outputs for these images, which are filled up where the file wants more."""

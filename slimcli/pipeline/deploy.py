@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from slimcli.deploy.bench import bench
 from slimcli.deploy.onnx import Export, export_onnx
-from slimcli.errors import DataError, InputError, RunDirError
+from slimcli.deploy.ready import Ready, pixels_of
+from slimcli.errors import DataError, InputError, RunDirError, SettingsError
 from slimcli.measures import SCORE_KEYS, Loader
 from slimcli.networks import checkpoint
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.resolve import Shape
-from slimcli.pipeline.subject import open_subject
+from slimcli.pipeline.subject import Subject, open_subject
 from slimcli.records import JsonDict
 from slimcli.rundir import RunDir
-from slimcli.settings import DataSettings
+from slimcli.settings import DataSettings, ExportSettings
 
 PARITY_IMAGES = 64
 
@@ -57,7 +58,7 @@ def export_both(
     }
 
 
-def export_checkpoint(loaded: Checkpoint, target: Path, settings: DataSettings, tolerance: float) -> tuple[Export, str]:
+def export_checkpoint(loaded: Checkpoint, target: Path, settings: DataSettings, asked: ExportSettings) -> tuple[Export, str]:
     """Export a checkpoint; says whether parity was measured on real or on random images.
 
     Real ones where a data set is named or the checkpoint knows its own and it can be found; random ones else.
@@ -69,11 +70,32 @@ def export_checkpoint(loaded: Checkpoint, target: Path, settings: DataSettings, 
             if settings.data is not None:
                 raise
         else:
-            images = first_images(subject.data.test)
-            known = subject.checkpoint
-            return export_onnx(subject.model, target, images, describe(known, known.metrics), tolerance), "real"
+            return export_subject(subject, target, asked), "real"
+    if settings.mean is not None:
+        loaded = replace(loaded, mean=settings.mean, std=settings.std)
     images = torch.randn(PARITY_IMAGES, *loaded.input_shape, generator=torch.Generator().manual_seed(0))
-    return export_onnx(loaded.build(), target, images, describe(loaded, loaded.metrics), tolerance), "random"
+    return _export(loaded, loaded.build(), images, target, asked), "random"
+
+
+def export_subject(subject: Subject, target: Path, asked: ExportSettings) -> Export:
+    """Export a network, checked on the first test images."""
+    if asked.probabilities and not subject.data.task.classifies:
+        raise SettingsError("--probabilities is for classifiers", "leave it out")
+    return _export(subject.checkpoint, subject.model, first_images(subject.data.test), target, asked)
+
+
+def _export(known: Checkpoint, model: nn.Module, images: Tensor, target: Path, asked: ExportSettings) -> Export:
+    ready, images = made_ready(model, images, known, asked)
+    return export_onnx(ready, target, images, describe(known, known.metrics), asked.tolerance, asked.opset)
+
+
+def made_ready(model: nn.Module, images: Tensor, known: Checkpoint, asked: ExportSettings) -> tuple[nn.Module, Tensor]:
+    """The network as the file is to have it, and these normalised images as that takes them."""
+    if asked.pixels:
+        if known.mean is None or known.std is None:
+            raise SettingsError("--pixels puts the normalisation into the file, and none is known", "give --mean and --std")
+        return Ready(model, known.mean, known.std, asked.probabilities), pixels_of(images, known.mean, known.std)
+    return (Ready(model, probabilities=True) if asked.probabilities else model), images
 
 
 def bench_models(

@@ -12,20 +12,19 @@ import torch
 from slimcli.data.loaders import Data
 from slimcli.deploy.bench import bench
 from slimcli.deploy.int8 import Quantizer
-from slimcli.deploy.onnx import export_onnx
 from slimcli.deploy.runtime import OnnxNetwork
 from slimcli.errors import DataError
 from slimcli.measures import Score
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.pipeline.decisions import first_batches
-from slimcli.pipeline.deploy import check_exported, describe, first_images
+from slimcli.pipeline.deploy import check_exported, export_subject
 from slimcli.pipeline.evaluate import score_of_file
 from slimcli.pipeline.subject import open_subject
 from slimcli.progress import Progress
 from slimcli.records import JsonDict
 from slimcli.rundir import RunDir
-from slimcli.settings import DataSettings, Int8Settings
+from slimcli.settings import DataSettings, ExportSettings, Int8Settings
 
 NAMED = 5
 """How many layers are named where the loss is too large."""
@@ -62,7 +61,7 @@ class Quantized:
 
 
 def quantize_checkpoint(
-    loaded: Checkpoint, target: Path, settings: DataSettings, asked: Int8Settings, tolerance: float, progress: Progress
+    loaded: Checkpoint, target: Path, settings: DataSettings, exported: ExportSettings, asked: Int8Settings, progress: Progress
 ) -> Quantized:
     """Write the INT8 file; it stays, and `shortfall` says so, where more of the score is lost than `asked.max_drop`.
 
@@ -73,8 +72,7 @@ def quantize_checkpoint(
     subject = open_subject(loaded, settings, device="cpu")
     with TemporaryDirectory() as folder:
         plain = Path(folder) / "float.onnx"
-        notes = describe(subject.checkpoint, subject.checkpoint.metrics)
-        export_onnx(subject.model, plain, first_images(subject.data.test), notes, tolerance)
+        export_subject(subject, plain, exported)
         return quantize_file(plain, target, subject.data, asked, progress)
 
 
@@ -116,11 +114,12 @@ def quantize_file(plain: Path, target: Path, data: Data, asked: Int8Settings, pr
     batches = [batch[0].cpu() for batch in first_batches(data.train, asked.calibration_images)]
     images = torch.cat(batches)[: asked.calibration_images]
     progress.say(f"calibrating on {len(images)} training images ({asked.calibration})")
-    with Quantizer(plain, images, asked.calibration) as quantizer:
+    network = OnnxNetwork(plain)
+    with Quantizer(plain, network.feed(images), asked.calibration) as quantizer:
         kept = quantizer.matching(asked.keep_float or ())
         quantizer.write(target, kept)
         progress.say("measuring both files on the test split")
-        before, after = (score_of_file(OnnxNetwork(path), data) for path in (plain, target))
+        before, after = (score_of_file(each, data) for each in (network, OnnxNetwork(target)))
         measure, noise, shortfall = before.measure, {}, ""
         lost = -measure.gain(after.value, before.value)
         if measure.gain(after.value, measure.limit(before.value, asked.max_drop)) < 0:

@@ -172,6 +172,28 @@ def test_int8_that_loses_too_much_names_the_layers_that_hurt(slim: Slim, tmp_pat
     assert slim("export", "spoiled.pt", "--int8", "-o", "kept.onnx", "--keep-float", "conv2", "--keep-float", "fc1")[0] == 0
 
 
+def test_preprocessing_and_softmax_go_into_the_file(slim: Slim, tiny_checkpoint: Path) -> None:
+    code, out, err = slim(
+        "export", tiny_checkpoint, "--onnx", "--pixels", "--probabilities", "-o", "pixels.onnx", "--opset", "19"
+    )
+    assert code == 0, err
+    assert "opset 19" in out
+    assert slim("export", tiny_checkpoint, "--int8", "--pixels", "-o", "pixels.int8.onnx")[0] == 0
+    expected, found, small = (
+        json.loads(slim("eval", model, "--json")[1]) for model in (tiny_checkpoint, "pixels.onnx", "pixels.int8.onnx")
+    )
+    assert found["top1"] == expected["top1"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert abs(small["top1"] - expected["top1"]) < 1
+
+
+def test_pixels_want_a_normalisation(slim: Slim, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    torch.save(checkpoint.load(tiny_checkpoint).state_dict, tmp_path / "weights.pt")
+    arguments = ("export", "weights.pt", "--onnx", "--arch", "lenet5", "--pixels", "-o", "m.onnx")
+    refused(slim(*arguments), "--pixels", "--mean")
+    assert slim(*arguments, "--mean", "0.5", "--std", "0.5")[0] == 0
+
+
 def test_int8_wants_real_images(slim: Slim, tmp_path: Path, tiny_checkpoint: Path) -> None:
     torch.save(checkpoint.load(tiny_checkpoint).state_dict, tmp_path / "weights.pt")
     refused(slim("export", "weights.pt", "--int8", "--arch", "lenet5"), "real images", "--data")

@@ -17,6 +17,7 @@ from slimcli.deploy import bench as module
 from slimcli.deploy.bench import bench
 from slimcli.deploy.onnx import export_onnx
 from slimcli.deploy.providers import available
+from slimcli.deploy.ready import Ready
 from slimcli.errors import InputError
 from slimcli.networks.resolve import build
 
@@ -99,6 +100,12 @@ def test_the_interval_covers_differences_between_sessions(file: Path, monkeypatc
     monkeypatch.setattr(module, "_milliseconds", lambda session, feed: factors[id(session)] + generator.exponential(0.005))
     held = sum(ratio.low <= 1 <= ratio.high for seed in range(40) for ratio in bench([file, file], runs=100, seed=seed).ratios)
     assert held >= 34
+
+
+def test_files_that_take_pixels_are_measured_too(tmp_path: Path) -> None:
+    network = Ready(build("lenet5", 10, (1, 28, 28)).eval(), (0.5,), (0.5,))
+    export_onnx(network, tmp_path / "pixels.onnx", torch.zeros(2, 28, 28, 1, dtype=torch.uint8))
+    assert bench([tmp_path / "pixels.onnx"], runs=10).latencies[0][1].p50 > 0
 
 
 def test_a_provider_that_is_not_there_is_refused(file: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from slimcli.deploy import onnx as deploy
 from slimcli.deploy.onnx import export_onnx
 from slimcli.deploy.runtime import OnnxNetwork
-from slimcli.errors import InputError, ParityError
+from slimcli.errors import ParityError
 from slimcli.networks.resolve import build
 from slimcli.pruning import surgery
 
@@ -57,8 +57,8 @@ def test_a_file_that_computes_something_else_is_not_left(
 ) -> None:
     honest = deploy._exported
 
-    def tampered(network: nn.Module, images: Tensor) -> onnx.ModelProto:
-        proto = honest(network, images)
+    def tampered(network: nn.Module, images: Tensor, opset: int | None) -> onnx.ModelProto:
+        proto = honest(network, images, opset)
         bias = next(t for t in proto.graph.initializer if list(t.dims) == [10])
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.01, bias.name))
         return proto
@@ -77,7 +77,7 @@ def test_a_file_with_the_dense_shapes_is_not_left(
 ) -> None:
     dense = build("resnet20-cifar", 10, (3, 32, 32)).eval()
     honest = deploy._exported
-    monkeypatch.setattr(deploy, "_exported", lambda network, images: honest(dense, images))
+    monkeypatch.setattr(deploy, "_exported", lambda network, images, opset: honest(dense, images, opset))
     with pytest.raises(ParityError, match="shape"):
         export_onnx(slim_resnet, tmp_path / "m.onnx", torch.randn(4, 3, 32, 32))
     assert list(tmp_path.iterdir()) == []
@@ -107,11 +107,16 @@ def test_logits_that_are_not_finite_are_no_parity(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_image_network_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "text.onnx").write_text("not a model")
-    for path in (tmp_path / "text.onnx", tmp_path / "nowhere.onnx"):
-        with pytest.raises(InputError):
-            OnnxNetwork(path)
+@pytest.mark.parametrize("opset", [18, 21, 23])
+def test_the_opset_is_what_was_asked_for(slim_resnet: nn.Module, tmp_path: Path, opset: int) -> None:
+    done = export_onnx(slim_resnet, tmp_path / "m.onnx", torch.randn(2, 3, 32, 32), opset=opset)
+    assert done.opset == opset == onnx.load(tmp_path / "m.onnx").opset_import[0].version
+
+
+def test_an_opset_that_cannot_be_is_no_other_one(slim_resnet: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="opset 9"):
+        export_onnx(slim_resnet, tmp_path / "m.onnx", torch.randn(2, 3, 32, 32), opset=9)
+    assert list(tmp_path.iterdir()) == []
 
 
 class TwoOutputs(nn.Module):
@@ -141,7 +146,7 @@ def test_all_outputs_are_exported_and_checked(
     assert network(torch.randn(3, 3, 8, 8)).shape == (3, 5, 6, 6)
     honest = deploy._exported
 
-    def tampered(network: nn.Module, images: Tensor) -> onnx.ModelProto:
+    def tampered(network: nn.Module, images: Tensor, opset: int | None) -> onnx.ModelProto:
         other = TwoOutputs(named)
         other.conv.load_state_dict(network.conv.state_dict())  # type: ignore[union-attr,arg-type]
         return honest(other, images)
@@ -177,7 +182,7 @@ def test_a_large_output_hides_no_fault_in_a_small_one(tmp_path: Path, monkeypatc
     assert export_onnx(network, path, torch.randn(3, 3, 8, 8)).max_error < 1e-3
     honest = deploy._exported
 
-    def tampered(network: nn.Module, images: Tensor) -> onnx.ModelProto:
+    def tampered(network: nn.Module, images: Tensor, opset: int | None) -> onnx.ModelProto:
         other = Scales(1.01)
         other.load_state_dict(network.state_dict())
         return honest(other, images)
