@@ -20,6 +20,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from slimcli.deploy.onnx import INPUT, OUTPUT, first_reason
+from slimcli.deploy.ready import NORMALISATION
 from slimcli.disk import write_atomically
 from slimcli.errors import InputError, ParityError, suggest
 
@@ -53,6 +54,7 @@ class Quantizer:
         with _faults_named():
             quant_pre_process(str(source), str(self._plain), skip_symbolic_shape=True)
         self._layers = _layers(onnx.load(self._plain))
+        self._around = _around(onnx.load(self._plain))
         self._metadata = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
 
     def __enter__(self) -> Self:
@@ -70,7 +72,9 @@ class Quantizer:
 
     def write(self, target: Path, keep_float: Sequence[str] = ()) -> None:
         """Write the INT8 file, in full or not at all; the layers named in `keep_float` stay as they are."""
-        quantized = onnx.load_from_string(self._quantized(nodes_to_exclude=[self._layers[name] for name in keep_float]))
+        quantized = onnx.load_from_string(
+            self._quantized(nodes_to_exclude=[*self._around, *(self._layers[name] for name in keep_float)])
+        )
         note = f"QDQ, weights per channel, {self._method}, {sum(map(len, self._batches))} images"
         onnx.helper.set_model_props(quantized, self._metadata | {"int8": note})
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +131,22 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 def _layers(proto: onnx.ModelProto) -> dict[str, str]:
     """The nodes with weights, by the names that the layers have in the network where the file still has these."""
     weights = {tensor.name for tensor in proto.graph.initializer}
-    named = [(node.input[1].removesuffix(".weight"), node) for node in proto.graph.node if node.op_type in _WITH_WEIGHTS]
+    named = [
+        (node.input[1].removesuffix(".weight"), node)
+        for node in proto.graph.node
+        if node.op_type in _WITH_WEIGHTS and NORMALISATION not in node.input
+    ]
     return {name if f"{name}.weight" in weights else node.name: node.name for name, node in named if node.input[1] in weights}
+
+
+def _around(proto: onnx.ModelProto) -> list[str]:
+    """The nodes that normalise pixels, and that make probabilities of logits: in 256 steps neither would be worth much."""
+    outputs = {each.name for each in proto.graph.output}
+    return [
+        node.name
+        for node in proto.graph.node
+        if NORMALISATION in node.input or (node.op_type == "Softmax" and outputs & set(node.output))
+    ]
 
 
 def _first_output(model: bytes, images: np.ndarray) -> np.ndarray:

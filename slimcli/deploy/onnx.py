@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,7 +155,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _metadata(network: nn.Module, images: Tensor, extra: Mapping[str, Any]) -> dict[str, str]:
-    cost = count(network, images.shape[1:])
+    cost = count(*_alone(network, images))
     facts = {"slimcli_version": slimcli.__version__, "macs": cost.macs, "params": cost.params, **extra}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
@@ -210,10 +210,18 @@ def _difference(name: str, found: Any, expected: Any, tolerance: float) -> float
     return difference
 
 
+def _alone(network: nn.Module, images: Tensor) -> tuple[nn.Module, Sequence[int]]:
+    """The network without what was put around it, and the shape of an image for it."""
+    if not isinstance(network, Ready):
+        return network, images.shape[1:]
+    return network.network, images.movedim(-1, 1).shape[1:] if network.takes_pixels else images.shape[1:]
+
+
 def _check_shapes(network: nn.Module, loaded: onnx.ModelProto, images: Tensor) -> None:
     """Every conv's and linear's weight that a forward pass uses must be in the file (a linear one may be transposed)."""
     inside = [tuple(tensor.dims) for tensor in loaded.graph.initializer]
-    used = {layer.name for layer in count(network, images.shape[1:]).layers if layer.macs}
+    network, shape = _alone(network, images)
+    used = {layer.name for layer in count(network, shape).layers if layer.macs}
     for name, layer in layers_of(network).items():
         shape = tuple(layer.weight.shape)
         if isinstance(layer, nn.Linear) and shape not in inside:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 PROBABILITIES = "probabilities"
+NORMALISATION = "_pixel_scale"
+"""What the weights of the normalisation are called in a file."""
 
 
 class Ready(nn.Module):
@@ -29,14 +32,17 @@ class Ready(nn.Module):
         self.network, self.probabilities = network, probabilities
         self.takes_pixels = mean is not None and std is not None
         if mean is not None and std is not None:
-            scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
-            self.register_buffer("_pixel_scale", scale, persistent=False)
-            self.register_buffer("_pixel_offset", -torch.tensor(mean).view(-1, 1, 1) * 255 * scale, persistent=False)
+            scale = 1 / (255 * torch.tensor(std))
+            self.register_buffer("_pixel_scale", scale.view(-1, 1, 1, 1), persistent=False)
+            self.register_buffer("_pixel_offset", -torch.tensor(mean) * 255 * scale, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Pixels (N, H, W, C), or normalised images (N, C, H, W), to logits or probabilities (N, classes)."""
         if self.takes_pixels:
-            images = images.movedim(-1, 1).float() * self._pixel_scale + self._pixel_offset
+            # As a depthwise conv: OpenVINO (2026.4) computes a product and a sum between a transposition and a quantised layer
+            # wrongly.
+            pixels = images.movedim(-1, 1).float()
+            images = F.conv2d(pixels, self._pixel_scale, self._pixel_offset, groups=len(self._pixel_scale))
         logits: Tensor = self.network(images)
         return logits.softmax(1) if self.probabilities else logits
 
