@@ -30,6 +30,7 @@ FLOW_FORMS = ("correlation", "raw")
 FLOW_DISTANCES = ("relative", "absolute", "cosine")
 FINALS = ("finetune", "rewind", "fresh", "auto")
 CALIBRATIONS = ("percentile", "entropy", "minmax")
+FORMATS = ("onnx", "int8", "fp16", "pt2")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32", "bf16")
 MAY_CHANGE = ("device", "devices", "precision", "compile", "workers", "batch_size", "data_root")
@@ -278,15 +279,20 @@ class PruneSettings(DataSettings, FitSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings(_Settings):
-    """`slim export`: how near the file must come, in which opset it is written, what goes into it beside the network."""
+    """`slim export`: format and opset of the file, how near it must come, what goes into it beside the network."""
 
-    tolerance: float = 1e-4
+    format: str = "onnx"
+    tolerance: float | None = None
     opset: int | None = None
     pixels: bool = False
     probabilities: bool = False
 
     def __post_init__(self) -> None:
-        _within("--tolerance", self.tolerance, 0.0, math.inf)
+        _one_of("--format", self.format, FORMATS)
+        if self.tolerance is not None:
+            _within("--tolerance", self.tolerance, 0.0, math.inf)
+        if self.opset is not None and self.format == "pt2":
+            raise SettingsError("--opset is ONNX's", "leave it out with --pt2")
         if self.opset is not None:
             _at_least("--opset", self.opset, 1)
 

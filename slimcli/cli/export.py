@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slimcli.networks.checkpoint import Checkpoint
 
 _INT8 = "INT8"
+_SUFFIXES = {"onnx": ".onnx", "int8": ".int8.onnx", "fp16": ".fp16.onnx", "pt2": ".pt2"}
 
 
 def export(
@@ -25,6 +26,8 @@ def export(
         Path | None, typer.Option(metavar="RUN", help="With --int8: both networks of a run, into its folder and metrics.json.")
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Export to ONNX.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Export to ONNX in half precision, for GPUs.")] = False,
+    pt2: Annotated[bool, typer.Option("--pt2", help="Export to torch's own format.")] = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="Export to ONNX in 8-bit integers, calibrated on the training images.")
     ] = False,
@@ -37,7 +40,12 @@ def export(
         bool, typer.Option("--probabilities", help="Give probabilities, not logits: a softmax goes into the file.")
     ] = False,
     opset: Annotated[int | None, typer.Option(help="ONNX opset.", show_default="the exporter's")] = None,
-    tolerance: Annotated[float, typer.Option(help="Largest error allowed, as a share of the largest output (or of 1).")] = 1e-4,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest error allowed, as a share of the largest output (or of 1).", show_default="0.0001, in fp16 0.01"
+        ),
+    ] = None,
     arch: o.Arch = None,
     arch_arg: o.ArchArg = None,
     input_shape: o.InputShape = None,
@@ -62,7 +70,7 @@ def export(
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> int:
-    """Export to one ONNX file and check that it computes what the network computes, on real images where there are any.
+    """Export to one file and check that it computes what the network computes, on real images where there are any.
 
     A file that fails the check is not left behind (exit code 1). An INT8 file computes something else by design: its accuracy is
     measured beside the float file's on the test split, and where it loses more than --max-drop, the layers that hurt most are
@@ -70,19 +78,21 @@ def export(
     """
     if (model is None) == (run is None):
         raise SettingsError("export takes a MODEL or --run RUN, one of the two", "slim export MODEL --onnx")
-    if onnx == int8:
-        raise SettingsError("no format was named" if not onnx else "one format at a time", "give --onnx or --int8")
-    idle = [name for name in arguments.given(context) if onnx and name in Int8Settings.__annotations__]
+    named = [name for name, chosen in (("onnx", onnx), ("int8", int8), ("fp16", fp16), ("pt2", pt2)) if chosen]
+    if len(named) != 1:
+        raise SettingsError("one format at a time" if named else "no format was named", "give --onnx, --int8, --fp16 or --pt2")
+    (format,) = named
+    idle = [name for name in arguments.given(context) if not int8 and name in Int8Settings.__annotations__]
     if idle:
-        raise SettingsError(f"--{idle[0].replace('_', '-')} says how to quantise", "it goes with --int8, not with --onnx")
-    if run is not None and (onnx or out is not None):
+        raise SettingsError(f"--{idle[0].replace('_', '-')} says how to quantise", f"it goes with --int8, not with --{format}")
+    if run is not None and (not int8 or out is not None):
         raise SettingsError("--run goes with --int8, and its files into the run's folder", "give --int8, and leave -o out")
     settings = arguments.settings(DataSettings, locals())
     exported, asked = arguments.settings(ExportSettings, locals()), arguments.settings(Int8Settings, locals())
     if model is None:
         assert run is not None
         return _quantize_run(run, settings, asked, overwrite, json)
-    target = out or Path(model).with_suffix(".int8.onnx" if int8 else ".onnx")
+    target = out or Path(model).with_suffix(_SUFFIXES[format])
     if target.exists() and not overwrite:
         raise SettingsError(f"{target} exists", "name another file with -o, or pass --overwrite")
     from slimcli.networks import checkpoint
@@ -106,8 +116,9 @@ def export(
         )
     else:
         console.echo(
-            f"{done.path}: {done.file_bytes:,} bytes, images {tuple(done.input_shape)}, opset {done.opset}, "
-            f"max abs error against torch {done.max_error:.2e} on {done.samples} {images} images"
+            f"{done.path}: {done.file_bytes:,} bytes, images {tuple(done.input_shape)}, "
+            + (f"opset {done.opset}, " if done.opset else "")
+            + f"max abs error against torch {done.max_error:.2e} on {done.samples} {images} images"
         )
     return 0
 

@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -41,7 +43,7 @@ class Export:
     file_bytes: int
     max_error: float
     samples: int
-    opset: int
+    opset: int | None
     input_shape: tuple[int, ...]
 
 
@@ -52,6 +54,7 @@ def export_onnx(
     metadata: Mapping[str, Any] | None = None,
     tolerance: float = 1e-4,
     opset: int | None = None,
+    half: bool = False,
 ) -> Export:
     """Write the model as one ONNX file with a dynamic batch (input `input`, output `logits`), and check it. Several outputs are
     called `output_0`, `output_1`, ... in the order in which the network gives them, those of a dictionary by their keys.
@@ -59,7 +62,8 @@ def export_onnx(
     `images` (N, C, H, W), normalised, are what parity is measured on, at batch size N and 1. Raises `ParityError`, and
     leaves no file (an older one stays), when an output differs by more than `tolerance` times the largest output (or
     1), or when a weight in the file has another shape than in the network; and where this network cannot be written in the
-    `opset`. A `Ready` network takes pixels, (N, H, W, C), and may give `probabilities`.
+    `opset`. With `half` it computes in fp16, between inputs and outputs in float32. A `Ready` network takes pixels, (N, H, W, C),
+    and may give `probabilities`.
     """
     path = Path(path)
     network = copy.deepcopy(model).cpu().eval()
@@ -75,7 +79,9 @@ def export_onnx(
             f"this network cannot be written in ONNX opset {opset}: the exporter gives {opset_of(proto)}",
             f"use --opset {opset_of(proto)}",
         )
-    onnx.helper.set_model_props(proto, _metadata(network, images, metadata or {}))
+    if half:
+        proto = _in_half(proto)
+    onnx.helper.set_model_props(proto, metadata_of(network, images, metadata or {}))
     result: list[Export] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(
@@ -113,6 +119,15 @@ def _exported(network: nn.Module, images: Tensor, opset: int | None = None) -> o
     ):
         del part.metadata_props[:]
     return proto
+
+
+def _in_half(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same in fp16, by onnxruntime's own tool."""
+    with _quiet():
+        converted = OnnxModel(convert_float_to_float16(proto, keep_io_types=True))
+    converted.topological_sort()  # the tool puts the casts at the end
+    model: onnx.ModelProto = converted.model
+    return model
 
 
 def _outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -154,7 +169,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _metadata(network: nn.Module, images: Tensor, extra: Mapping[str, Any]) -> dict[str, str]:
+def metadata_of(network: nn.Module, images: Tensor, extra: Mapping[str, Any]) -> dict[str, str]:
     cost = count(*_alone(network, images))
     facts = {"slimcli_version": slimcli.__version__, "macs": cost.macs, "params": cost.params, **extra}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
@@ -185,7 +200,7 @@ def _checked(network: nn.Module, path: Path, images: Tensor, tolerance: float) -
             if found.shape != tuple(output.shape):
                 raise ParityError(f"the exported file gives {found.shape}, torch {tuple(output.shape)}", "report this network")
             if output.is_floating_point():
-                worst = max(worst, _difference(name, found, output.numpy(), tolerance))
+                worst = max(worst, difference(name, found, output.numpy(), tolerance))
             elif found.size and (others := float(np.mean(found != output.numpy()))) > MOST_FLIPPED:
                 raise ParityError(
                     f"of {name}, {others:.1%} are other whole numbers than torch's; no file was left", "report this"
@@ -198,7 +213,7 @@ def opset_of(proto: onnx.ModelProto) -> int:
     return next(int(entry.version) for entry in proto.opset_import if entry.domain == "")
 
 
-def _difference(name: str, found: Any, expected: Any, tolerance: float) -> float:
+def difference(name: str, found: Any, expected: Any, tolerance: float) -> float:
     """The largest error of an output; `ParityError` where it is more than `tolerance` of the largest value (or 1)."""
     difference = float(np.abs(found - expected).max(initial=0.0))
     most = tolerance * max(1.0, float(np.abs(expected).max(initial=0.0)))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from slimcli.deploy.bench import bench
 from slimcli.deploy.onnx import Export, export_onnx
+from slimcli.deploy.pt2 import export_pt2
 from slimcli.deploy.ready import Ready, pixels_of
 from slimcli.errors import DataError, InputError, RunDirError, SettingsError
 from slimcli.measures import SCORE_KEYS, Loader
@@ -25,6 +26,8 @@ from slimcli.rundir import RunDir
 from slimcli.settings import DataSettings, ExportSettings
 
 PARITY_IMAGES = 64
+TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2
+"""How far an exported file may be off, as a share of the largest output (or of 1); in fp16."""
 
 
 def first_images(loader: Loader, count: int = PARITY_IMAGES) -> Tensor:
@@ -86,7 +89,11 @@ def export_subject(subject: Subject, target: Path, asked: ExportSettings) -> Exp
 
 def _export(known: Checkpoint, model: nn.Module, images: Tensor, target: Path, asked: ExportSettings) -> Export:
     ready, images = made_ready(model, images, known, asked)
-    return export_onnx(ready, target, images, describe(known, known.metrics), asked.tolerance, asked.opset)
+    notes, half = describe(known, known.metrics), asked.format == "fp16"
+    tolerance = asked.tolerance or (HALF_TOLERANCE if half else TOLERANCE)
+    if asked.format == "pt2":
+        return export_pt2(ready, target, images, notes, tolerance)
+    return export_onnx(ready, target, images, notes, tolerance, asked.opset, half)
 
 
 def made_ready(model: nn.Module, images: Tensor, known: Checkpoint, asked: ExportSettings) -> tuple[nn.Module, Tensor]:

@@ -117,6 +117,9 @@ def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
         (("export", "model.pt", "--onnx", "--int8"), ("one format", "--int8")),
         (("export", "model.pt", "--run", "x", "--int8"), ("one of the two",)),
         (("export", "--run", "x", "--onnx"), ("--run", "--int8")),
+        (("export", "model.pt", "--fp16", "--max-drop", "1"), ("--max-drop", "--fp16")),
+        (("export", "model.pt", "--pt2", "--opset", "19"), ("--opset", "--pt2")),
+        (("export", "model.pt", "--onnx", "--tolerance", "-1"), ("--tolerance",)),
         (("export", "--run", "x", "--int8"), ("no run folder x",)),
         (("export", "model.pt", "--onnx", "--keep-float", "conv1"), ("--keep-float", "--int8")),
         (("export", "model.pt", "--int8", "--calibration", "percent"), ("'percent'", "'percentile'")),
@@ -192,6 +195,19 @@ def test_pixels_want_a_normalisation(slim: Slim, tmp_path: Path, tiny_checkpoint
     arguments = ("export", "weights.pt", "--onnx", "--arch", "lenet5", "--pixels", "-o", "m.onnx")
     refused(slim(*arguments), "--pixels", "--mean")
     assert slim(*arguments, "--mean", "0.5", "--std", "0.5")[0] == 0
+
+
+def test_other_formats_are_written_and_checked(slim: Slim, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(tiny_checkpoint.read_bytes())
+    for flag, name in (("--fp16", "model.fp16.onnx"), ("--pt2", "model.pt2")):
+        code, out, err = slim("export", "model.pt", flag, "--json")
+        assert code == 0, err
+        done = json.loads(out)
+        assert done["path"] == name
+        assert done["file_bytes"] == (tmp_path / name).stat().st_size
+        assert done["images"] == "real"
+    expected, half = (json.loads(slim("eval", model, "--json")[1])["top1"] for model in ("model.pt", "model.fp16.onnx"))
+    assert abs(expected - half) < 0.5
 
 
 def test_int8_wants_real_images(slim: Slim, tmp_path: Path, tiny_checkpoint: Path) -> None:

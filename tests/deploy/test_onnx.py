@@ -107,6 +107,28 @@ def test_logits_that_are_not_finite_are_no_parity(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_half_precision_is_half_as_large_and_near(slim_resnet: nn.Module, tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 32, 32)
+    whole = export_onnx(slim_resnet, tmp_path / "float.onnx", images)
+    half = export_onnx(slim_resnet, tmp_path / "half.onnx", images, tolerance=1e-2, half=True)
+    assert half.file_bytes < 0.6 * whole.file_bytes
+    assert 0 < half.max_error < 1e-2
+    assert OnnxNetwork(tmp_path / "half.onnx")(images).dtype == torch.float32
+    with pytest.raises(ParityError, match="differs"):
+        export_onnx(slim_resnet, tmp_path / "half.onnx", images, tolerance=1e-7, half=True)
+
+
+def test_what_half_precision_cannot_hold_is_no_parity(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(8, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1e5)  # type: ignore[operator]
+        model[2].weight.mul_(1e-5)  # type: ignore[operator]
+    images = torch.randn(2, 1, 2, 2)
+    export_onnx(model, tmp_path / "float.onnx", images)
+    with pytest.raises(ParityError):
+        export_onnx(model, tmp_path / "half.onnx", images, tolerance=1e-2, half=True)
+
+
 @pytest.mark.parametrize("opset", [18, 21, 23])
 def test_the_opset_is_what_was_asked_for(slim_resnet: nn.Module, tmp_path: Path, opset: int) -> None:
     done = export_onnx(slim_resnet, tmp_path / "m.onnx", torch.randn(2, 3, 32, 32), opset=opset)
