@@ -174,7 +174,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one inference call, over `runs` interleaved calls."""
+    """Milliseconds of one inference call, over `runs` interleaved calls; `quantiles` are those at 0, 1, ... 100 %."""
 
     p50: float
     p90: float
@@ -185,6 +185,7 @@ class Latency:
     threads: int
     batch: int
     provider: str
+    quantiles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -177,8 +177,10 @@ def _warm_up(sessions: Sequence[ort.InferenceSession], feeds: Sequence[dict[str,
 
 
 def _latency(times: np.ndarray, threads: int, batch: int, provider: str) -> Latency:
+    quantiles = tuple(round(float(value), 6) for value in np.percentile(times, range(101)))
     p50, p90, p99 = (float(value) for value in np.percentile(times, (50, 90, 99)))
-    return Latency(p50, p90, p99, float(times.mean()), float(times.min()), times.size, threads, batch, PROVIDERS[provider])
+    means = float(times.mean()), float(times.min())
+    return Latency(p50, p90, p99, *means, times.size, threads, batch, PROVIDERS[provider], quantiles)
 
 
 def _ratio(times: np.ndarray, to: int, names: Sequence[str]) -> Ratio:

@@ -13,6 +13,7 @@ from slimcli.records import JsonDict
 from slimcli.report.flows import shares, stopping
 from slimcli.report.formats import change, percent, plural
 from slimcli.report.histories import pairs
+from slimcli.report.latencies import latencies
 from slimcli.report.result import Result
 from slimcli.report.svg import GREEN, INK, PURPLE, SKY, VERMILLION, Plot, line
 
@@ -28,7 +29,7 @@ PHASES = {
 
 def plots(result: Result) -> list[Plot]:
     """Every figure that the run has the records for."""
-    return [plot for make in (layers, iterations, stopping, shares, pairs, loss) if (plot := make(result))]
+    return [plot for make in (layers, iterations, latencies, stopping, shares, pairs, loss) if (plot := make(result))]
 
 
 def layers(result: Result) -> Plot | None:

@@ -91,6 +91,22 @@ def make_run(path: Path, metrics: JsonDict | None, events: list[JsonDict] = EVEN
     return run
 
 
+def test_the_calls_of_all_networks_are_drawn(tmp_path: Path, metrics: JsonDict) -> None:
+    quantiles = [0.1 + at / 1000 for at in range(100)] + [50.0]
+    for side in ("dense", "slim"):
+        metrics[side]["latency_ms"]["quantiles"] = quantiles
+    html = page.write(make_run(tmp_path / "run", metrics)).read_text()
+    assert "Latency of single calls" in html
+    assert "<td>0.150 ms</td>" in html
+    assert "<td>50.0 ms</td>" in html
+    assert "dense, INT8" not in html
+    small = {"file_bytes": 700, "top1": 98.5, "latency_ms": LATENCY | {"p50": 0.05, "quantiles": quantiles}}
+    metrics["int8"] = {"dense": small, "slim": small | {"top1": 98.25}, "speedups": {}}
+    html = page.write(make_run(tmp_path / "int8", metrics)).read_text()
+    for words in ("dense, INT8", "slim, INT8", "98.25 %", "latency, p50, INT8"):
+        assert words in html
+
+
 def headline(html: str) -> str:
     match = re.search("<h1>(.*?)</h1>", html)
     assert match
