@@ -53,6 +53,7 @@ class RunDir:
         self.dense_int8 = self.path / "dense.int8.onnx"
         self.metrics = self.path / "metrics.json"
         self.report = self.path / "report.html"
+        self.card = self.path / "card.md"
         self.last_good = self.state / "last.pt"
         self.previous = self.state / "previous.pt"
         self.dense = self.state / "dense.pt"
@@ -111,7 +112,7 @@ class RunDir:
             raise self._impossible(error) from error
         self._take_lock()
         exports = (self.onnx, self.dense_onnx, self.int8, self.dense_int8)
-        for old in (self.model, *exports, self.metrics, self.report):
+        for old in (self.model, *exports, self.metrics, self.report, self.card):
             old.unlink(missing_ok=True)
         shutil.rmtree(self.state, ignore_errors=True)
         disk.remove_leftovers(self.path)

@@ -14,6 +14,9 @@ from slimcli.rundir import RunDir
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `slim prune` or `slim train`, finished or not.")],
+    md: Annotated[
+        bool, typer.Option("--md", help="Write RUN/card.md too: the same in Markdown, to go along with the network.")
+    ] = False,
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
@@ -25,6 +28,8 @@ def report(
 
     result = read(folder)
     page.write(folder)
+    if md:
+        page.write_card(folder)
     if json:
         console.print_json(result.metrics)
         return
@@ -32,3 +37,5 @@ def report(
     if not result.finished:
         console.echo(" ".join(result.next_step))
     console.echo(str(folder.report))
+    if md:
+        console.echo(str(folder.card))

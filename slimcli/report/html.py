@@ -1,4 +1,4 @@
-"""Templates to pages. Values are escaped; figures alone go in as they are."""
+"""Templates to pages. In HTML values are escaped; figures alone go in as they are."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ def write_page(path: Path, template: str, **values: object) -> Path:
     """Fill a template of this package and put the page where `path` says, whole or not at all."""
     environment = Environment(
         loader=PackageLoader("slimcli.report", "."),
-        autoescape=True,
+        autoescape=".html" in template,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template(template).render(values)
-    write_atomically(path, html.encode())
+    write_atomically(path, environment.get_template(template).render(values).encode())
     return path

@@ -24,22 +24,30 @@ def write(run: RunDir) -> Path:
     The run may be unfinished, or one of `slim train`; `RunDirError` where it has not begun.
     """
     result = read(run)
-    return write_page(
-        run.report,
-        "page.html.j2",
-        metrics=result.metrics,
-        recipe=result.recipe,
-        subject=subject(result),
-        headline=headline(result),
-        head=("", "dense", "slim", "change") if result.pruned else ("", "network"),
-        summary=summary(result),
-        terms=_terms(result),
-        ended="How the run ended" if result.finished else "Where the run is",
-        ending=_ending(result),
-        next_step=result.next_step,
-        frozen=_frozen(result),
-        plots=plots(result),
-    )
+    return write_page(run.report, "page.html.j2", plots=plots(result), **_content(result))
+
+
+def write_card(run: RunDir) -> Path:
+    """Write `card.md` into the run folder: the page's words and tables in Markdown, to go along with the network."""
+    return write_page(run.card, "page.md.j2", **_content(read(run)))
+
+
+def _content(result: Result) -> JsonDict:
+    return {
+        "metrics": result.metrics,
+        "settings": result.settings,
+        "recipe": result.recipe,
+        "subject": subject(result),
+        "headline": headline(result),
+        "head": ("", "dense", "slim", "change") if result.pruned else ("", "network"),
+        "summary": summary(result),
+        "terms": _terms(result),
+        "finished": result.finished,
+        "ended": "How the run ended" if result.finished else "Where the run is",
+        "ending": _ending(result),
+        "next_step": result.next_step,
+        "frozen": _frozen(result),
+    }
 
 
 def subject(result: Result) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -105,6 +106,61 @@ def test_the_calls_of_all_networks_are_drawn(tmp_path: Path, metrics: JsonDict) 
     html = page.write(make_run(tmp_path / "int8", metrics)).read_text()
     for words in ("dense, INT8", "slim, INT8", "98.25 %", "latency, p50, INT8"):
         assert words in html
+
+
+def test_the_card_says_in_markdown_what_the_page_says(tmp_path: Path, metrics: JsonDict) -> None:
+    run = make_run(tmp_path / "run", metrics, mean=[0.5], std=[0.25])
+    card = page.write_card(run).read_text()
+    html = page.write(run).read_text()
+    assert card.startswith("# lenet5 on digits, pruned with hbfp\n\n" + headline(html))
+    assert "| top-1 | 99.00 % | 98.90 % | -0.10 points |" in card
+    assert 'slimcli.load("model.pt")' in card
+    assert "with mean 0.5 and std 0.25" in card
+    assert "- the network's output: fc" in card  # not escaped
+    assert run.recipe.read_text() in card
+    metrics["arch"] = "nets/net.py:build"
+    assert "arch='nets/net.py:build'" in page.write_card(make_run(tmp_path / "own", metrics)).read_text()
+    metrics["slim"] |= {"top1": None, "loss": None}
+    unfinished = page.write_card(make_run(tmp_path / "unfinished", metrics)).read_text()
+    assert "slim prune --resume" in unfinished
+    assert "To use it" not in unfinished
+
+
+MEASURE = """<script>
+  const size = (element) => { const box = element.getBoundingClientRect(); return box.width * box.height; };
+  const drawn = [...document.querySelectorAll("figure svg")].map((svg) => [
+    svg.id, size(svg), [...svg.querySelectorAll("path, use, text")].filter((mark) => size(mark) > 0).length]);
+  document.body.textContent = JSON.stringify(drawn);
+</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="wants chromium")
+def test_a_browser_draws_every_figure(tmp_path: Path, metrics: JsonDict) -> None:
+    for side in ("dense", "slim"):
+        metrics[side]["latency_ms"]["quantiles"] = [0.1 + at / 1000 for at in range(101)]
+    run = make_run(tmp_path / "run", metrics)
+    html = page.write(run).read_text()
+    figures = html.count("<figure>")
+    assert figures == 5
+    shown = in_chromium(run.report, tmp_path)
+    assert shown.count("<figure>") == shown.count("</svg>") == figures  # nothing that the policy or the parser would drop
+    policy = re.search("<meta http-equiv=.Content-Security-Policy.*?>", html)
+    assert policy
+    (tmp_path / "measured.html").write_text(html.replace(policy[0], "").replace("</body>", f"{MEASURE}</body>"))
+    text = re.search(r"\[\[.*\]\]", in_chromium(tmp_path / "measured.html", tmp_path))
+    assert text
+    drawn = json.loads(text[0])
+    assert len(drawn) == figures
+    for name, area, marks in drawn:
+        assert area > 300 * 100, name
+        assert marks > 10, name
+
+
+def in_chromium(path: Path, folder: Path) -> str:
+    """The page as the browser has it, after it was laid out."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--dump-dom"]
+    command += [f"--user-data-dir={folder / 'browser'}", path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def headline(html: str) -> str:
