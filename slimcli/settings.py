@@ -185,6 +185,7 @@ class PruneSettings(DataSettings, FitSettings):
     macs: float | None = None
     params: float | None = None
     widths: tuple[int, ...] | None = None
+    round_to: int | None = None
     iterations: int | None = None
     max_drop: float = 1.0
     criterion: str | None = None
@@ -234,6 +235,7 @@ class PruneSettings(DataSettings, FitSettings):
             ("--iterations", self.iterations, 0),
             ("--window", self.window, 1),
             ("--draws", self.draws, 1),
+            ("--round-to", self.round_to, 1),
         ):
             if count is not None:
                 _at_least(flag, count, least)

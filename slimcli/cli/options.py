@@ -127,6 +127,14 @@ Widths = Annotated[
     str | None,
     typer.Option(help="Channels to keep: one number, one per group, or one per width.", rich_help_panel=_BUDGET),
 ]
+RoundTo = Annotated[
+    int | None,
+    typer.Option(
+        help="Keep a multiple of so many channels in every group: 16 suits CPUs with AVX-512, 8 most others.",
+        min=1,
+        rich_help_panel=_BUDGET,
+    ),
+]
 Iterations = Annotated[
     int | None, typer.Option(help="Turns of the loop; 0 only retrains (see --final).", rich_help_panel=_BUDGET)
 ]

@@ -30,6 +30,7 @@ def prune(
     macs: o.Macs = None,
     params: o.Params = None,
     widths: o.Widths = None,
+    round_to: o.RoundTo = None,
     iterations: o.Iterations = None,
     max_drop: o.MaxDrop = 1.0,
     amount: o.Amount = None,

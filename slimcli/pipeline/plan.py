@@ -15,6 +15,7 @@ from slimcli.networks.layers import by_filter, layers_of
 from slimcli.pipeline.state import Network
 from slimcli.pruning import masks, surgery
 from slimcli.pruning.amounts import ADAPTIVE, Adaptive, Amount, Fixed, per_group
+from slimcli.pruning.rounding import widths_within
 from slimcli.records import NetworkCost
 from slimcli.settings import PruneSettings
 
@@ -82,7 +83,8 @@ class Plan:
                     found.setdefault(what, []).append(group.name)
             wanted, kept = self.budget.widths.get(group.name, 0), self.budget.units.get(group.name, 0) * group.per_unit
             if kept != wanted:
-                found.setdefault(f"keeps {kept} channels, not {wanted}: {together}", []).append(group.name)
+                why = f"it is rounded to a multiple of {multiple}" if (multiple := self.budget.multiple) else together
+                found.setdefault(f"keeps {kept} channels, not {wanted}: {why}", []).append(group.name)
         return [f"{names[0]}{f' (and {len(names) - 1} more)' if names[1:] else ''} {what}" for what, names in found.items()]
 
     def shares(self, network: Network) -> dict[str, dict[str, float]]:
@@ -103,6 +105,8 @@ class Budget:
     def __init__(self, settings: PruneSettings, dense: Network, input_shape: Sequence[int]) -> None:
         self.dense_cost, self._input_shape = dense.cost, input_shape
         self._settings = settings
+        self.multiple: int | None = None
+        """What the channels of every group are rounded to."""
         self.widths = per_group("--widths", settings.widths, dense.prunable) if settings.widths else {}
         """The channels of each group that were asked for."""
         for group in dense.prunable:
@@ -113,6 +117,29 @@ class Budget:
         groups = dense.prunable if self.widths else ()
         self.units = {group.name: max(group.least, math.ceil(self.widths[group.name] / group.per_unit)) for group in groups}
         """The same in units, none narrower than was asked for."""
+        if settings.round_to is not None and (settings.macs is not None or settings.params is not None):
+            self._round(settings.round_to, dense)
+
+    def _round(self, multiple: int, dense: Network) -> None:
+        """The widths that meet a budget in MACs or parameters, each a multiple; `SettingsError` where none do."""
+        channels = {group.name: group.channels for group in dense.prunable}
+        seen: dict[tuple[int, ...], bool] = {}
+
+        def fits(units: Mapping[str, int]) -> bool:
+            key = tuple(units[name] for name in channels)
+            if key not in seen:
+                seen[key] = self._within_size(self._cost_after({name: channels[name] - units[name] for name in channels}, dense))
+            return seen[key]
+
+        found = widths_within(dense.prunable, multiple, fits)
+        if found is None:
+            raise SettingsError(
+                f"the budget is out of reach with widths that are multiples of {multiple}",
+                "ask for less, or a smaller --round-to",
+            )
+        share, self.units = found
+        self.widths = {group.name: max(1, round(share * group.width)) for group in dense.prunable}
+        self.multiple = multiple
 
     def check_possible(self, dense: Network) -> None:
         """Raise `SettingsError` where not even one channel in every group would meet a budget in MACs or parameters."""
@@ -135,6 +162,8 @@ class Budget:
         channels = {group.name: group.channels for group in network.groups}
         if self.units:
             counts = {name: min(wanted, max(0, channels[name] - self.units[name])) for name, wanted in counts.items()}
+        if self.multiple:
+            return counts  # the widths are the least that meets the budget
 
         def met(counts: Mapping[str, int]) -> bool:
             narrow = all(channels[name] - counts[name] <= width for name, width in self.units.items())

@@ -106,6 +106,8 @@ def resolve(settings: PruneSettings) -> PruneSettings:
             raise SettingsError(
                 f"{flag} is for pairs of filters, and the criterion {criterion} chooses none", "use --criterion history"
             )
+    if settings.round_to is not None and settings.widths is not None:
+        raise SettingsError("--widths are kept as they are given, and --round-to rounds", "leave one of the two out")
     stop = settings.stop or method.stop
     distill = settings.distill
     if distill is None:  # where nothing is removed, the dense network could only teach itself
@@ -137,6 +139,7 @@ def without_effect(settings: PruneSettings) -> list[str]:
     flow = s.stop in (*FLOW_STOPS, "flow")
     uses = (
         ("stop", s.stop == "epochs" or bool(s.epochs), "--epochs above 0"),
+        ("round_to", s.macs is not None or s.params is not None, "--macs or --params"),
         ("draws", s.final in ("fresh", "auto"), "--final fresh or auto"),
         ("epsilon", flow, "--stop if, gf or flow"),
         ("flow_samples", flow, "--stop if, gf or flow"),

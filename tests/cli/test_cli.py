@@ -100,6 +100,8 @@ def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
         (("eval", "model.pt", "other.pt"), ("(other.pt) (see `", "eval --help`)")),
         (("prune", "model.pt", "--amount", "ten"), ("--amount", "10%")),
         (("prune", "model.pt", "--amount", "60%"), ("--amount", "half")),
+        (("prune", "model.pt", "--round-to", "8", "--widths", "8,16"), ("--widths", "--round-to")),
+        (("prune", "model.pt", "--round-to", "8", "--macs", "0.05"), ("multiples of 8", "--round-to")),
         (("prune", "model.pt", "--widths", "4,5,6"), ("--widths", "2 prunable groups")),
         (("prune", "model.pt", "--method", "l1", "--penalty", "tie"), ("--penalty", "pairs")),
         (("prune", "model.pt", "--criterion", "tailor"), ("tailor", "'taylor'")),

@@ -13,6 +13,7 @@ from slimcli.errors import SettingsError
 from slimcli.networks import resolve, widths
 from slimcli.pipeline.plan import ITERATIONS_USED_UP, NO_CHANNEL, STEP_TOO_SMALL, WAYS_OUT, Plan
 from slimcli.pipeline.state import Network
+from slimcli.pruning import methods
 from slimcli.settings import PruneSettings
 from tests import tiny
 from tests.shrinking import dense, pruned, without
@@ -83,6 +84,34 @@ def test_a_grouped_conv_keeps_two_channels_in_each_group_and_loads(settings: dic
     again.load_state_dict(network.model.state_dict())
     images = torch.randn(2, *tiny.SHAPE)
     assert torch.equal(again(images), network.model(images))
+
+
+@pytest.mark.parametrize(("multiple", "budget"), [(4, 0.5), (8, 0.3), (16, 0.6)])
+def test_rounded_widths_meet_the_budget(multiple: int, budget: float) -> None:
+    plan = Plan.of(PruneSettings(amount="10%", macs=budget, round_to=multiple), DENSE, SHAPE)
+    network = pruned(DENSE, plan, SHAPE)
+    kept = [group.channels for group in network.prunable]
+    assert network.cost.macs <= budget * DENSE.cost.macs
+    assert all(channels % multiple == 0 for channels in kept)
+    asked = plan.budget.widths
+    told = " ".join(plan.forced(DENSE))
+    for group, channels in zip(DENSE.prunable, kept, strict=True):
+        if channels != asked[group.name]:
+            assert f"keeps {channels} channels, not {asked[group.name]}: it is rounded to a multiple of {multiple}" in told
+
+
+def test_a_budget_out_of_reach_of_multiples_is_refused() -> None:
+    with pytest.raises(SettingsError, match="multiples of 16"):
+        Plan.of(PruneSettings(amount="10%", macs=0.1, round_to=16), DENSE, SHAPE)
+    with pytest.raises(SettingsError, match="--widths"):
+        methods.resolve(PruneSettings(widths=(4,), macs=0.5, round_to=4))
+
+
+def test_units_of_several_channels_are_rounded_in_channels() -> None:
+    network = dense(tiny.Grouped(), tiny.SHAPE)
+    slim = pruned(network, Plan.of(PruneSettings(amount="25%", macs=0.6, round_to=4), network, tiny.SHAPE), tiny.SHAPE)
+    for before, after in zip(network.prunable, slim.prunable, strict=True):
+        assert after.width % 4 == 0 or after.width == before.width
 
 
 def test_widths_beyond_the_dense_ones_are_refused() -> None:
