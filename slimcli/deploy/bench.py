@@ -98,8 +98,8 @@ def bench(
 
 def _measure(sessions: Sequence[ort.InferenceSession], batch: int, times: np.ndarray, generator: np.random.Generator) -> None:
     """Fill `times` (calls x models), after a warm-up."""
-    shapes = {str(session.get_inputs()[0].shape[1:]) for session in sessions}
-    if len(shapes) > 1:
+    shapes = {str(session.get_inputs()[0].shape[1:]): session.get_inputs()[0].shape[1:] for session in sessions}
+    if len({tuple(sorted(map(str, shape))) for shape in shapes.values()}) > 1:  # pixels have their channels last
         raise InputError(f"the models take different inputs: {', '.join(sorted(shapes))}", "compare models of one input shape")
     feeds = [_feed(session, batch, generator) for session in sessions]
     _warm_up(sessions, feeds)

@@ -129,6 +129,7 @@ def quantize_file(plain: Path, target: Path, data: Data, asked: Int8Settings, pr
                 f"INT8 loses {measure.figure(lost)} of {measure.title}, more than the allowed {asked.max_drop:g} "
                 f"{measure.allowance}; {target} is left for a look. What quantising one layer alone changes of the output: "
                 + ", ".join(f"{name} {share:.1%}" for name, share in noise.items())
-                + f" (--keep-float {next(iter(noise))} leaves that one in float)" * bool(noise)
             )
+            if noise:
+                shortfall += f" (--keep-float {next(iter(noise))} leaves that one in float)"
     return Quantized(target, target.stat().st_size, plain.stat().st_size, after, before, tuple(kept), noise, shortfall)

@@ -105,7 +105,11 @@ def test_the_interval_covers_differences_between_sessions(file: Path, monkeypatc
 def test_files_that_take_pixels_are_measured_too(tmp_path: Path) -> None:
     network = Ready(build("lenet5", 10, (1, 28, 28)).eval(), (0.5,), (0.5,))
     export_onnx(network, tmp_path / "pixels.onnx", torch.zeros(2, 28, 28, 1, dtype=torch.uint8))
-    assert bench([tmp_path / "pixels.onnx"], runs=10).latencies[0][1].p50 > 0
+    export_onnx(network.network, tmp_path / "float.onnx", torch.zeros(2, 1, 28, 28))
+    assert bench([tmp_path / "pixels.onnx", tmp_path / "float.onnx"], runs=10).ratios[0].ratio > 0
+    export_onnx(build("lenet5", 10, (1, 32, 32)).eval(), tmp_path / "larger.onnx", torch.zeros(2, 1, 32, 32))
+    with pytest.raises(InputError, match="different inputs"):
+        bench([tmp_path / "larger.onnx", tmp_path / "float.onnx"], runs=10)
 
 
 def test_a_provider_that_is_not_there_is_refused(file: Path) -> None:
