@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -15,9 +16,13 @@ from slimcli.networks.layers import by_filter, layers_of
 from slimcli.pipeline.state import Network
 from slimcli.pruning import masks, surgery
 from slimcli.pruning.amounts import ADAPTIVE, Adaptive, Amount, Fixed, per_group
+from slimcli.pruning.outlook import Outlook, Size
 from slimcli.pruning.rounding import widths_within
-from slimcli.records import NetworkCost
 from slimcli.settings import PruneSettings
+
+T = TypeVar("T")
+Sizes = Callable[[Mapping[str, int]], Size]
+"""What the MACs and parameters are when so many units of each group are gone."""
 
 ITERATIONS_USED_UP = "the iterations are used up"
 NO_CHANNEL, NO_WEIGHT = "no group can lose another channel", "no layer can lose another weight"
@@ -123,32 +128,40 @@ class Budget:
     def _round(self, multiple: int, dense: Network) -> None:
         """The widths that meet a budget in MACs or parameters, each a multiple; `SettingsError` where none do."""
         channels = {group.name: group.channels for group in dense.prunable}
-        seen: dict[tuple[int, ...], bool] = {}
 
-        def fits(units: Mapping[str, int]) -> bool:
-            key = tuple(units[name] for name in channels)
-            if key not in seen:
-                seen[key] = self._within_size(self._cost_after({name: channels[name] - units[name] for name in channels}, dense))
-            return seen[key]
+        def gone(units: Mapping[str, int]) -> dict[str, int]:
+            return {name: channels[name] - units[name] for name in channels}
 
-        found = widths_within(dense.prunable, multiple, fits)
-        if found is None:
-            raise SettingsError(
-                f"the budget is out of reach with widths that are multiples of {multiple}",
-                "ask for less, or a smaller --round-to",
-            )
-        share, self.units = found
+        def widest(size: Sizes) -> tuple[float, dict[str, int]]:
+            found = widths_within(dense.prunable, multiple, lambda units: self._within_size(size(gone(units))))
+            if found is None:
+                raise SettingsError(
+                    f"the budget is out of reach with widths that are multiples of {multiple}",
+                    "ask for less, or a smaller --round-to",
+                )
+            return found
+
+        share, self.units = self._by_outlook(dense, widest, lambda found: gone(found[1]))
         self.widths = {group.name: max(1, round(share * group.width)) for group in dense.prunable}
         self.multiple = multiple
+
+    def _by_outlook(self, network: Network, search: Callable[[Sizes], T], removed: Callable[[T], Mapping[str, int]]) -> T:
+        """What a search finds that goes by foretold sizes; by cutting copies, where what they say of it does not come true."""
+        outlook = Outlook(network.model, network.cost, network.wirings(self._input_shape))
+        found = search(outlook.after)
+        if outlook.after(removed(found)) == self._size_after(removed(found), network):
+            return found
+        return search(lambda counts: self._size_after(counts, network))
 
     def check_possible(self, dense: Network) -> None:
         """Raise `SettingsError` where not even one channel in every group would meet a budget in MACs or parameters."""
         asked = {key: share for key in ("macs", "params") if (share := getattr(self._settings, key)) is not None}
         if not asked:
             return
-        least = self._cost_after({group.name: group.channels - group.least for group in dense.prunable}, dense)
+        macs, params = self._size_after({group.name: group.channels - group.least for group in dense.prunable}, dense)
+        least = {"macs": macs, "params": params}
         for key, share in asked.items():
-            smallest = getattr(least, key) / getattr(self.dense_cost, key)
+            smallest = least[key] / getattr(self.dense_cost, key)
             if smallest > share:
                 raise SettingsError(
                     f"--{key} {share:g} is out of reach: with one channel left in every prunable group it is {smallest:.4f}",
@@ -165,12 +178,18 @@ class Budget:
         if self.multiple:
             return counts  # the widths are the least that meets the budget
 
+        if self._settings.macs is None and self._settings.params is None:
+            return counts
+        return self._by_outlook(network, lambda size: self._least(counts, channels, size), lambda found: found)
+
+    def _least(self, counts: dict[str, int], channels: Mapping[str, int], size: Sizes) -> dict[str, int]:
+        """The counts, reduced as `trim` does; as they are where not even they meet the budget."""
+
         def met(counts: Mapping[str, int]) -> bool:
             narrow = all(channels[name] - counts[name] <= width for name, width in self.units.items())
-            return narrow and self._within_size(self._cost_after(counts, network))
+            return narrow and self._within_size(size(counts))
 
-        sized = self._settings.macs is not None or self._settings.params is not None
-        if not sized or not met(counts):
+        if not met(counts):
             return counts
         too_few, enough = 0, _PARTS
         while enough - too_few > 1:
@@ -185,11 +204,12 @@ class Budget:
                 counts = fewer
         return counts
 
-    def _cost_after(self, counts: Mapping[str, int], network: Network) -> NetworkCost:
-        """What the network costs when so many channels of each group, whichever, are gone."""
+    def _size_after(self, counts: Mapping[str, int], network: Network) -> Size:
+        """MACs and parameters of the network when so many channels of each group, whichever, are gone."""
         model = copy.deepcopy(network.model)
         surgery.remove(model, self._input_shape, {name: tuple(range(wanted)) for name, wanted in counts.items()})
-        return count(model, self._input_shape)
+        cost = count(model, self._input_shape)
+        return cost.macs, cost.params
 
     def met(self, network: Network, iterations: int) -> bool:
         """Whether the network is as small as asked for, or the iterations are used up; never so without a limit."""
@@ -211,13 +231,11 @@ class Budget:
 
     def _small_enough(self, network: Network) -> bool:
         narrow = all(group.channels <= self.units[group.name] for group in network.prunable if self.units)
-        return narrow and self._within_size(network.cost)
+        return narrow and self._within_size((network.cost.macs, network.cost.params))
 
-    def _within_size(self, cost: NetworkCost) -> bool:
-        s, dense = self._settings, self.dense_cost
-        return (s.macs is None or cost.macs <= s.macs * dense.macs) and (
-            s.params is None or cost.params <= s.params * dense.params
-        )
+    def _within_size(self, size: Size) -> bool:
+        s, dense, (macs, params) = self._settings, self.dense_cost, size
+        return (s.macs is None or macs <= s.macs * dense.macs) and (s.params is None or params <= s.params * dense.params)
 
 
 def _part(counts: Mapping[str, int], parts: int) -> dict[str, int]:
