@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slimcli.networks.checkpoint import Checkpoint
 
 _INT8 = "INT8"
+_OF_A_RUN = {"run", "int8", "overwrite", "data_root", *Int8Settings.__annotations__}
 _SUFFIXES = {"onnx": ".onnx", "int8": ".int8.onnx", "fp16": ".fp16.onnx", "pt2": ".pt2"}
 
 
@@ -85,8 +86,13 @@ def export(
     idle = [name for name in arguments.given(context) if not int8 and name in Int8Settings.__annotations__]
     if idle:
         raise SettingsError(f"--{idle[0].replace('_', '-')} says how to quantise", f"it goes with --int8, not with --{format}")
-    if run is not None and (not int8 or out is not None):
-        raise SettingsError("--run goes with --int8, and its files into the run's folder", "give --int8, and leave -o out")
+    if run is not None and not int8:
+        raise SettingsError(f"--run goes with --int8, not with --{format}", "export the run's model.pt instead")
+    odd = [name for name in arguments.given(context) if run is not None and name not in _OF_A_RUN]
+    if odd:
+        raise SettingsError(
+            f"--{odd[0].replace('_', '-')} does not go with --run: the run's own files and data are used", "leave it out"
+        )
     settings = arguments.settings(DataSettings, locals())
     exported, asked = arguments.settings(ExportSettings, locals()), arguments.settings(Int8Settings, locals())
     if model is None:
@@ -143,8 +149,9 @@ def _quantize_run(run: Path, settings: DataSettings, asked: Int8Settings, overwr
     from slimcli.rundir import RunDir
 
     folder = RunDir(run)
-    if folder.int8.exists() and not overwrite:
-        raise SettingsError(f"{folder.int8} exists", "pass --overwrite to quantise again")
+    for path in (folder.int8, folder.dense_int8):
+        if path.exists() and not overwrite:
+            raise SettingsError(f"{path} exists", "pass --overwrite to quantise again")
     metrics = quantize_run(folder, settings, asked, terminal.Terminal())
     if json:
         console.print_json(metrics["int8"])

@@ -133,7 +133,7 @@ def quantized(done: JsonDict) -> Table:
         table.add_column(column, justify="right" if column else "left")
     table.add_row(measure_of(plain).heading, *_scores(plain, done))
     sizes = plain["file_bytes"], done["file_bytes"]
-    table.add_row("file size", *map(_size, sizes), f"{sizes[0] / sizes[1]:.2f} x smaller")
+    table.add_row("file size", *map(_size, sizes), _smaller(*sizes))
     if done["kept_float"]:
         table.add_row("kept in float", "", in_short(done["kept_float"]), "")
     return table
@@ -146,7 +146,7 @@ def four(metrics: JsonDict) -> Table:
     title = f"{first['provider']}, {first['threads']} thread(s), batch {first['batch']}, {first['runs']} interleaved runs"
     table = Table(title=title, title_justify="left")
     score = measure_of(metrics["dense"]).heading
-    for column in ("", score, "file size", "smaller", "p50 latency", "faster (95 %)"):
+    for column in ("", score, "file size", "than dense", "p50 latency", "faster (95 %)"):
         table.add_column(column, justify="right" if column else "left")
     rows = {
         "dense": (metrics["dense"], ""),
@@ -160,7 +160,7 @@ def four(metrics: JsonDict) -> Table:
             name,
             formats.score(facts),
             _size(facts["file_bytes"]),
-            f"{metrics['dense']['file_bytes'] / facts['file_bytes']:.2f} x" if ratio else "",
+            _smaller(metrics["dense"]["file_bytes"], facts["file_bytes"]) if ratio else "",
             f"{facts['latency_ms']['p50']:.3f} ms",
             f"{ratio['ratio']:.2f} x ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "",
         )
@@ -244,6 +244,10 @@ def in_short(names: Sequence[str]) -> str:
         ".".join("{" + ",".join([part, *choices]) + "}" if place == at else part for at, part in enumerate(first))
         for first, place, choices in written
     )
+
+
+def _smaller(before: int, after: int) -> str:
+    return f"{before / after:.2f} x smaller" if after <= before else f"{after / before:.2f} x larger"
 
 
 def _count(value: int) -> str:

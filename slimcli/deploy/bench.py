@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -71,7 +72,7 @@ def bench(
     seed: int = 0,
     memory: bool = False,
 ) -> Bench:
-    """Measure ONNX files, one call of each in turn, `runs` times (a multiple of ten), in an order drawn anew every round.
+    """Measure ONNX files, one call of each in turn, at least `runs` times, in an order drawn anew every round.
 
     `names` stand for the paths in the result. Warm-up goes on until two successive blocks of rounds agree within 5 % (at
     most 20 blocks). Latencies in ms; the ratio is p50 over p50, the geometric mean over the stretches, its interval Student's t
@@ -98,14 +99,20 @@ def bench(
 
 def _measure(sessions: Sequence[ort.InferenceSession], batch: int, times: np.ndarray, generator: np.random.Generator) -> None:
     """Fill `times` (calls x models), after a warm-up."""
-    shapes = {str(session.get_inputs()[0].shape[1:]): session.get_inputs()[0].shape[1:] for session in sessions}
-    if len({tuple(sorted(map(str, shape))) for shape in shapes.values()}) > 1:  # pixels have their channels last
+    shapes = {str(_image(session.get_inputs()[0])) for session in sessions}
+    if len(shapes) > 1:
         raise InputError(f"the models take different inputs: {', '.join(sorted(shapes))}", "compare models of one input shape")
     feeds = [_feed(session, batch, generator) for session in sessions]
     _warm_up(sessions, feeds)
     for round_times in times:
         for at in generator.permutation(len(sessions)):
             round_times[at] = _milliseconds(sessions[at], feeds[at])
+
+
+def _image(entry: ort.NodeArg) -> list[Any]:
+    """The shape of one image; pixels have their channels last."""
+    shape = list(entry.shape[1:])
+    return [shape[-1], *shape[:-1]] if entry.type == "tensor(uint8)" and len(shape) == 3 else shape
 
 
 _LOAD_AND_RUN = """
@@ -121,10 +128,11 @@ print(psutil.Process().memory_info().rss - before)
 """
 
 
-def _memory(path: Path, threads: int, provider: str, batch: int) -> int:
-    """By how many bytes a process of its own grows that loads the model and runs it once."""
-    arguments = [sys.executable, "-c", _LOAD_AND_RUN, str(path), str(threads), provider, str(batch)]
-    return int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.split()[-1])
+def _memory(path: Path, threads: int, provider: str, batch: int) -> int | None:
+    """By how many bytes a process of its own grows that loads the model and runs it once; None where that does not work."""
+    arguments = [sys.executable, "-P", "-c", _LOAD_AND_RUN, str(path), str(threads), provider, str(batch)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
 def _session(path: Path, threads: int, provider: str) -> ort.InferenceSession:

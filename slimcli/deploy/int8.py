@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from fnmatch import fnmatch
 from io import StringIO
@@ -40,8 +41,8 @@ _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 class Quantizer:
     """Quantises one file, as often as wanted; the ranges of its activations are measured once. A context manager.
 
-    `images` are normalised ones (N, C, H, W), float32. Activations become unsigned, weights signed 8-bit integers: what
-    CPUs with VNNI compute fastest. Raises `ParityError` where onnxruntime cannot quantise the file.
+    `images` are what the file takes: normalised ones (N, C, H, W), float32, or pixels. Activations become unsigned, weights
+    signed 8-bit integers: what CPUs with VNNI compute fastest. Raises `ParityError` where onnxruntime cannot quantise the file.
     """
 
     def __init__(self, source: Path, images: Tensor, method: str = "percentile") -> None:
@@ -70,13 +71,15 @@ class Quantizer:
                 raise InputError(f"--keep-float {glob} names no layer with weights", suggest(glob, self._layers))
         return [name for name in self._layers if any(fnmatch(name, glob) for glob in globs)]
 
-    def write(self, target: Path, keep_float: Sequence[str] = ()) -> None:
-        """Write the INT8 file, in full or not at all; the layers named in `keep_float` stay as they are."""
-        quantized = onnx.load_from_string(
-            self._quantized(nodes_to_exclude=[*self._around, *(self._layers[name] for name in keep_float)])
-        )
+    def write(self, target: Path, keep_float: Sequence[str] = (), facts: Mapping[str, Any] | None = None) -> None:
+        """Write the INT8 file, in full or not at all; the layers named in `keep_float` stay as they are. `facts` go into its
+        metadata, in place of what the float file says of itself.
+        """
+        kept = [node for name in keep_float for node in self._layers[name]]
+        quantized = onnx.load_from_string(self._quantized(nodes_to_exclude=[*self._around, *kept]))
         note = f"QDQ, weights per channel, {self._method}, {sum(map(len, self._batches))} images"
-        onnx.helper.set_model_props(quantized, self._metadata | {"int8": note})
+        own = {key: json.dumps(value) for key, value in (facts or {}).items()}
+        onnx.helper.set_model_props(quantized, self._metadata | own | {"int8": note})
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, quantized.SerializeToString())
 
@@ -87,8 +90,8 @@ class Quantizer:
         images = self._batches[0]
         wanted = _first_output(self._plain.read_bytes(), images)
         found = {}
-        for name, node in self._layers.items():
-            output = _first_output(self._quantized(nodes_to_quantize=[node]), images)
+        for name, nodes in self._layers.items():
+            output = _first_output(self._quantized(nodes_to_quantize=nodes), images)
             found[name] = float(np.sqrt(np.mean((output - wanted) ** 2) / max(np.mean(wanted**2), 1e-30)))
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
@@ -128,15 +131,17 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {INPUT: batch}
 
 
-def _layers(proto: onnx.ModelProto) -> dict[str, str]:
-    """The nodes with weights, by the names that the layers have in the network where the file still has these."""
+def _layers(proto: onnx.ModelProto) -> dict[str, list[str]]:
+    """The nodes with weights (several where a layer is called again), by the names that the layers have in the network where the
+    file still has these.
+    """
     weights = {tensor.name for tensor in proto.graph.initializer}
-    named = [
-        (node.input[1].removesuffix(".weight"), node)
-        for node in proto.graph.node
-        if node.op_type in _WITH_WEIGHTS and NORMALISATION not in node.input
-    ]
-    return {name if f"{name}.weight" in weights else node.name: node.name for name, node in named if node.input[1] in weights}
+    found: dict[str, list[str]] = {}
+    for node in proto.graph.node:
+        if node.op_type in _WITH_WEIGHTS and node.input[1] in weights and NORMALISATION not in node.input:
+            named = node.input[1].endswith(".weight")
+            found.setdefault(node.input[1].removesuffix(".weight") if named else node.name, []).append(node.name)
+    return found
 
 
 def _around(proto: onnx.ModelProto) -> list[str]:

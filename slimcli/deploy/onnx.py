@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,7 +80,10 @@ def export_onnx(
             f"use --opset {opset_of(proto)}",
         )
     if half:
-        proto = _in_half(proto)
+        try:
+            proto = _in_half(proto)
+        except Exception as error:
+            raise ParityError(f"the network cannot be written in fp16 ({first_reason(error)})", "--debug shows where") from error
     onnx.helper.set_model_props(proto, metadata_of(network, images, metadata or {}))
     result: list[Export] = []
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +101,7 @@ def _exported(network: nn.Module, images: Tensor, opset: int | None = None) -> o
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=[INPUT],
-            output_names=list(_outputs(network, images[:1])),
+            output_names=list(outputs_of(network, images[:1])),
             opset_version=opset,
         )
     assert program is not None
@@ -123,6 +126,7 @@ def _exported(network: nn.Module, images: Tensor, opset: int | None = None) -> o
 
 def _in_half(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same in fp16, by onnxruntime's own tool."""
+    del proto.graph.value_info[:]  # shapes that the exporter found for its example: the tool would take them for all
     with _quiet():
         converted = OnnxModel(convert_float_to_float16(proto, keep_io_types=True))
     converted.topological_sort()  # the tool puts the casts at the end
@@ -130,7 +134,7 @@ def _in_half(proto: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def outputs_of(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """What the network gives, under the names that the file has; what is None is left out."""
     output = network(images)
     if isinstance(network, Ready) and network.probabilities:
@@ -192,20 +196,35 @@ def _checked(network: nn.Module, path: Path, images: Tensor, tolerance: float) -
     onnx.checker.check_model(loaded, full_check=True)
     _check_shapes(network, loaded, images)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(batch: Tensor, names: Sequence[str]) -> list[np.ndarray]:
+        return list(session.run(names, {INPUT: batch.numpy()}))
+
+    worst = largest_error(network, run, images, tolerance)
+    return Export(path, path.stat().st_size, worst, len(images), opset_of(loaded), tuple(images.shape[1:]))
+
+
+@torch.no_grad()
+def largest_error(
+    network: nn.Module, run: Callable[[Tensor, Sequence[str]], Sequence[np.ndarray]], images: Tensor, tolerance: float
+) -> float:
+    """The largest error of a file's outputs, which `run` gives by their names, at batch size N and 1.
+
+    Raises `ParityError` where that is more than `tolerance` of the largest value (or of 1), or an output is another.
+    """
     worst = 0.0
     for batch in (images, images[:1]):
-        with torch.no_grad():
-            outputs = _outputs(network, batch)
-        for found, (name, output) in zip(session.run(list(outputs), {INPUT: batch.numpy()}), outputs.items(), strict=True):
+        outputs = outputs_of(network, batch)
+        for found, (name, output) in zip(run(batch, list(outputs)), outputs.items(), strict=True):
             if found.shape != tuple(output.shape):
                 raise ParityError(f"the exported file gives {found.shape}, torch {tuple(output.shape)}", "report this network")
             if output.is_floating_point():
-                worst = max(worst, difference(name, found, output.numpy(), tolerance))
+                worst = max(worst, _difference(name, found, output.numpy(), tolerance))
             elif found.size and (others := float(np.mean(found != output.numpy()))) > MOST_FLIPPED:
                 raise ParityError(
                     f"of {name}, {others:.1%} are other whole numbers than torch's; no file was left", "report this"
                 )
-    return Export(path, path.stat().st_size, worst, len(images), opset_of(loaded), tuple(images.shape[1:]))
+    return worst
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
@@ -213,7 +232,7 @@ def opset_of(proto: onnx.ModelProto) -> int:
     return next(int(entry.version) for entry in proto.opset_import if entry.domain == "")
 
 
-def difference(name: str, found: Any, expected: Any, tolerance: float) -> float:
+def _difference(name: str, found: Any, expected: Any, tolerance: float) -> float:
     """The largest error of an output; `ParityError` where it is more than `tolerance` of the largest value (or 1)."""
     difference = float(np.abs(found - expected).max(initial=0.0))
     most = tolerance * max(1.0, float(np.abs(expected).max(initial=0.0)))

@@ -74,7 +74,12 @@ def export_checkpoint(loaded: Checkpoint, target: Path, settings: DataSettings, 
                 raise
         else:
             return export_subject(subject, target, asked), "real"
-    if settings.mean is not None:
+    if settings.mean is not None and settings.std is not None:
+        for flag, values in (("--mean", settings.mean), ("--std", settings.std)):
+            if len(values) != loaded.input_shape[0]:
+                raise SettingsError(
+                    f"{flag} has {len(values)} number(s), the images have {loaded.input_shape[0]} channel(s)", "give one for each"
+                )
         loaded = replace(loaded, mean=settings.mean, std=settings.std)
     images = torch.randn(PARITY_IMAGES, *loaded.input_shape, generator=torch.Generator().manual_seed(0))
     return _export(loaded, loaded.build(), images, target, asked), "random"
@@ -82,15 +87,15 @@ def export_checkpoint(loaded: Checkpoint, target: Path, settings: DataSettings, 
 
 def export_subject(subject: Subject, target: Path, asked: ExportSettings) -> Export:
     """Export a network, checked on the first test images."""
-    if asked.probabilities and not subject.data.task.classifies:
-        raise SettingsError("--probabilities is for classifiers", "leave it out")
     return _export(subject.checkpoint, subject.model, first_images(subject.data.test), target, asked)
 
 
 def _export(known: Checkpoint, model: nn.Module, images: Tensor, target: Path, asked: ExportSettings) -> Export:
     ready, images = made_ready(model, images, known, asked)
     notes, half = describe(known, known.metrics), asked.format == "fp16"
-    tolerance = asked.tolerance or (HALF_TOLERANCE if half else TOLERANCE)
+    if asked.pixels:
+        notes["preprocessing"]["inside"] = True
+    tolerance = asked.tolerance if asked.tolerance is not None else HALF_TOLERANCE if half else TOLERANCE
     if asked.format == "pt2":
         return export_pt2(ready, target, images, notes, tolerance)
     return export_onnx(ready, target, images, notes, tolerance, asked.opset, half)
@@ -98,9 +103,19 @@ def _export(known: Checkpoint, model: nn.Module, images: Tensor, target: Path, a
 
 def made_ready(model: nn.Module, images: Tensor, known: Checkpoint, asked: ExportSettings) -> tuple[nn.Module, Tensor]:
     """The network as the file is to have it, and these normalised images as that takes them."""
+    if asked.probabilities:
+        with torch.no_grad():
+            output = model(images[:1].to(next(model.parameters()).device))
+        if not isinstance(output, Tensor) or output.ndim != 2 or not known.classes:
+            raise SettingsError("--probabilities is for classifiers, which give one logit for each class", "leave it out")
     if asked.pixels:
+        if len(known.input_shape) != 3:
+            raise SettingsError(f"--pixels is for images, and the network takes {known.input_shape}", "leave it out")
         if known.mean is None or known.std is None:
-            raise SettingsError("--pixels puts the normalisation into the file, and none is known", "give --mean and --std")
+            raise SettingsError(
+                "--pixels puts the normalisation into the file, and none is known",
+                "give --mean and --std; where loaders from code normalise, leave it out",
+            )
         return Ready(model, known.mean, known.std, asked.probabilities), pixels_of(images, known.mean, known.std)
     return (Ready(model, probabilities=True) if asked.probabilities else model), images
 
@@ -136,16 +151,24 @@ def check_exported(run: RunDir) -> None:
     for path in (run.dense_onnx, run.onnx):
         if not path.exists():
             raise RunDirError(
-                f"{run.path} has no {path.name}", "the run was made with --no-deploy: export its model.pt, and bench that"
+                f"{run.path} has no {path.name}: its networks were not exported", "export its model.pt, and go on with that file"
             )
 
 
 def bench_run(run: RunDir, metrics: JsonDict, **options: Any) -> JsonDict:
-    """Measure the run's two ONNX files side by side and put their latencies into its metrics; returns the bench's result."""
-    measured = bench([run.dense_onnx, run.onnx], **options)
-    for side, (_, latency) in zip(("dense", "slim"), measured.latencies, strict=True):
-        metrics[side]["latency_ms"] = asdict(latency)
-    ratio = measured.ratios[0]
-    metrics["speedup"] = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high}
+    """Measure the run's ONNX files side by side, those in INT8 with them where there are any, and put their latencies into its
+    metrics; returns the bench's result.
+    """
+    sides: dict[Path, JsonDict] = {run.dense_onnx: metrics["dense"], run.onnx: metrics["slim"]}
+    small = metrics.get("int8")
+    if small and run.dense_int8.exists() and run.int8.exists():
+        sides |= {run.dense_int8: small["dense"], run.int8: small["slim"]}
+    measured = bench(list(sides), **options)
+    for facts, (_, latency) in zip(sides.values(), measured.latencies, strict=True):
+        facts["latency_ms"] = asdict(latency)
+    speedups = [{"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high} for ratio in measured.ratios]
+    metrics["speedup"] = speedups[0]
+    if small and len(speedups) > 1:
+        small["speedups"] = dict(zip([path.name for path in list(sides)[1:]], speedups, strict=True))
     run.write_metrics(metrics)
     return measured.to_json()

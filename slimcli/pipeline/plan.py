@@ -88,8 +88,10 @@ class Plan:
                     found.setdefault(what, []).append(group.name)
             wanted, kept = self.budget.widths.get(group.name, 0), self.budget.units.get(group.name, 0) * group.per_unit
             if kept != wanted:
-                why = f"it is rounded to a multiple of {multiple}" if (multiple := self.budget.multiple) else together
-                found.setdefault(f"keeps {kept} channels, not {wanted}: {why}", []).append(group.name)
+                what = f"keeps {kept} channels, not {wanted}: {together}"
+                if multiple := self.budget.multiple:
+                    what = f"keeps {kept} channels, by multiples of {multiple} (the budget's even share is {wanted})"
+                found.setdefault(what, []).append(group.name)
         return [f"{names[0]}{f' (and {len(names) - 1} more)' if names[1:] else ''} {what}" for what, names in found.items()]
 
     def shares(self, network: Network) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from slimcli.data.loaders import Data
-from slimcli.deploy.bench import bench
+from slimcli.data.sources import open_data
 from slimcli.deploy.int8 import Quantizer
 from slimcli.deploy.runtime import OnnxNetwork
+from slimcli.disk import disk
 from slimcli.errors import DataError
 from slimcli.measures import Score
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.pipeline.decisions import first_batches
-from slimcli.pipeline.deploy import check_exported, export_subject
+from slimcli.pipeline.deploy import bench_run, check_exported, export_subject
 from slimcli.pipeline.evaluate import score_of_file
 from slimcli.pipeline.subject import open_subject
 from slimcli.progress import Progress
@@ -78,7 +79,7 @@ def quantize_checkpoint(
 
 def quantize_run(run: RunDir, settings: DataSettings, asked: Int8Settings, progress: Progress, **options: Any) -> JsonDict:
     """Quantise both networks of a run and put into its metrics (`int8`) what they are then: score, size and latency, all four
-    networks measured side by side. Returns the metrics.
+    networks measured side by side. Returns the metrics. Neither file is there before both are made.
 
     The layers that `asked.keep_float` names stay in float in both.
     """
@@ -86,26 +87,26 @@ def quantize_run(run: RunDir, settings: DataSettings, asked: Int8Settings, progr
     check_exported(run)
     arch = run.read_recipe().get("prune", {}).get("arch")
     loaded = checkpoint.load(run.model, arch if arch and resolve.is_foreign(arch) else None)
-    data = open_subject(loaded, settings, device="cpu").data
+    normalisation = (loaded.mean, loaded.std) if loaded.mean is not None and loaded.std is not None else None
+    data = open_data(settings, loaded.data, batch_size=500, seed=0, device="cpu", normalisation=normalisation)
     sides = {"dense": (run.dense_onnx, run.dense_int8), "slim": (run.onnx, run.int8)}
-    done = {side: quantize_file(*paths, data, asked, progress) for side, paths in sides.items()}
+    with TemporaryDirectory(dir=run.path) as folder:
+        made = {side: Path(folder) / final.name for side, (_, final) in sides.items()}
+        done = {side: quantize_file(plain, made[side], data, asked, progress) for side, (plain, _) in sides.items()}
+        for side, (_, final) in sides.items():
+            disk.rename(made[side], final)
+    metrics["int8"] = {"calibration": asked.calibration, "images": asked.calibration_images}
+    for side, (_, final) in sides.items():
+        facts = replace(done[side], path=final).to_json()
+        metrics[side]["file_bytes"] = done[side].float_bytes
+        metrics["int8"][side] = {key: facts[key] for key in facts if key not in ("path", "float")}
+        if done[side].shortfall:
+            progress.warn(f"{side}: {done[side].shortfall}")
+    metrics["int8"]["shortfall"] = " and ".join(
+        f"{side} in INT8 loses more than allowed" for side in sides if done[side].shortfall
+    )
     progress.say("measuring the latency of all four")
-    files = [path for at in (0, 1) for path in (sides["dense"][at], sides["slim"][at])]
-    found = bench(files, names=[path.name for path in files], **options)
-    latencies = {name: asdict(latency) for name, latency in found.latencies}
-    metrics["int8"] = {
-        "calibration": asked.calibration,
-        "images": asked.calibration_images,
-        "shortfall": done["slim"].shortfall,
-        "speedups": {ratio.to: {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high} for ratio in found.ratios},
-    }
-    for side, (plain, small) in sides.items():
-        metrics[side]["latency_ms"] = latencies[plain.name]
-        facts = done[side].to_json()
-        metrics["int8"][side] = {key: facts[key] for key in facts if key not in ("path", "float", "shortfall")}
-        metrics["int8"][side]["latency_ms"] = latencies[small.name]
-    metrics["speedup"] = metrics["int8"]["speedups"][run.onnx.name]
-    run.write_metrics(metrics)
+    bench_run(run, metrics, **options)
     return metrics
 
 
@@ -115,11 +116,12 @@ def quantize_file(plain: Path, target: Path, data: Data, asked: Int8Settings, pr
     images = torch.cat(batches)[: asked.calibration_images]
     progress.say(f"calibrating on {len(images)} training images ({asked.calibration})")
     network = OnnxNetwork(plain)
-    with Quantizer(plain, network.feed(images), asked.calibration) as quantizer:
+    with TemporaryDirectory() as folder, Quantizer(plain, network.feed(images), asked.calibration) as quantizer:
         kept = quantizer.matching(asked.keep_float or ())
-        quantizer.write(target, kept)
+        quantizer.write(Path(folder) / "int8.onnx", kept)
         progress.say("measuring both files on the test split")
-        before, after = (score_of_file(each, data) for each in (network, OnnxNetwork(target)))
+        before, after = (score_of_file(each, data) for each in (network, OnnxNetwork(Path(folder) / "int8.onnx")))
+        quantizer.write(target, kept, {key: value for key, value in after.facts().items() if key not in ("loss", "samples")})
         measure, noise, shortfall = before.measure, {}, ""
         lost = -measure.gain(after.value, before.value)
         if measure.gain(after.value, measure.limit(before.value, asked.max_drop)) < 0:
@@ -127,7 +129,7 @@ def quantize_file(plain: Path, target: Path, data: Data, asked: Int8Settings, pr
             noise = dict(list(hurting.items())[:NAMED])
             shortfall = (
                 f"INT8 loses {measure.figure(lost)} of {measure.title}, more than the allowed {asked.max_drop:g} "
-                f"{measure.allowance}; {target} is left for a look. What quantising one layer alone changes of the output: "
+                f"{measure.allowance}; the file is left for a look. What quantising one layer alone changes of the output: "
                 + ", ".join(f"{name} {share:.1%}" for name, share in noise.items())
             )
             if noise:

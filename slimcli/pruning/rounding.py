@@ -17,8 +17,8 @@ def widths_within(
     """The units that each group keeps, such that its channels are a multiple (or all that it has), and at least one multiple.
 
     First the largest share of the dense widths, the same for all groups and rounded to the nearest multiple in each, for which
-    `fits(units)`; then single groups are widened as long as that still holds, those first that rounding took most from. With
-    the share. None where not even one multiple in every group fits.
+    `fits(units)`; then groups are widened a step at a time, those first that lost most, until no step fits. With the share.
+    None where not even one multiple in every group fits.
     """
     steps = {group.name: multiple // math.gcd(multiple, group.per_unit) for group in groups}
     choices = {group.name: _choices(group, steps[group.name]) for group in groups}
@@ -38,14 +38,23 @@ def widths_within(
             high = middle
     share = low / _FINEST
     units = at(share)
-    for name in sorted(channels, key=lambda name: units[name] / channels[name] - share):
-        for wider in (each for each in choices[name] if each > units[name]):
-            if not fits({**units, name: wider}):
-                break
-            units[name] = wider
-            if wider / channels[name] > share:
-                break
+    while grown := _one_wider(units, channels, choices, fits):
+        units = grown
     return share, units
+
+
+def _one_wider(
+    units: Mapping[str, int],
+    channels: Mapping[str, int],
+    choices: Mapping[str, Sequence[int]],
+    fits: Callable[[Mapping[str, int]], bool],
+) -> dict[str, int] | None:
+    """The same with one group a step wider: of those where that fits the one that has lost most. None where there is none."""
+    for name in sorted(units, key=lambda name: units[name] / channels[name]):
+        wider = next((each for each in choices[name] if each > units[name]), None)
+        if wider is not None and fits({**units, name: wider}):
+            return {**units, name: wider}
+    return None
 
 
 def _choices(group: ChannelGroup, step: int) -> list[int]:

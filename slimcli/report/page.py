@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 from slimcli.measures import measure_of, value_of
@@ -35,7 +36,8 @@ def write_card(run: RunDir) -> Path:
 def _content(result: Result) -> JsonDict:
     return {
         "metrics": result.metrics,
-        "settings": result.settings,
+        "settings": next(iter(tomllib.loads(result.recipe).values()), {}),
+        "own_code": ":" in result.metrics["arch"] and not result.metrics["arch"].startswith(("torchvision:", "timm:")),
         "recipe": result.recipe,
         "subject": subject(result),
         "headline": headline(result),

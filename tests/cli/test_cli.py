@@ -119,6 +119,9 @@ def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
         (("export", "model.pt", "--onnx", "--int8"), ("one format", "--int8")),
         (("export", "model.pt", "--run", "x", "--int8"), ("one of the two",)),
         (("export", "--run", "x", "--onnx"), ("--run", "--int8")),
+        (("export", "--run", "x", "--int8", "--pixels"), ("--pixels", "--run")),
+        (("export", "--run", "x", "--int8", "--data", "mnist"), ("--data", "--run")),
+        (("export", "--run", "x", "--int8", "-o", "y"), ("--out", "--run")),
         (("export", "model.pt", "--fp16", "--max-drop", "1"), ("--max-drop", "--fp16")),
         (("export", "model.pt", "--pt2", "--opset", "19"), ("--opset", "--pt2")),
         (("export", "model.pt", "--onnx", "--tolerance", "-1"), ("--tolerance",)),
@@ -210,6 +213,19 @@ def test_other_formats_are_written_and_checked(slim: Slim, tmp_path: Path, tiny_
         assert done["images"] == "real"
     expected, half = (json.loads(slim("eval", model, "--json")[1])["top1"] for model in ("model.pt", "model.fp16.onnx"))
     assert abs(expected - half) < 0.5
+
+
+def test_a_tolerance_of_zero_is_zero_and_a_normalisation_must_fit(slim: Slim, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    torch.save(checkpoint.load(tiny_checkpoint).state_dict, tmp_path / "weights.pt")
+    code, _, err = slim("export", tiny_checkpoint, "--onnx", "--tolerance", "0", "-o", "m.onnx")
+    assert code == 1
+    assert "more than 0" in err
+    refused(
+        slim("export", "weights.pt", "--arch", "lenet5", "--onnx", "--mean", ".5,.5,.5", "--std", ".5,.5,.5", "-o", "m.onnx"),
+        "--mean has 3",
+        "1 channel",
+    )
+    assert [entry.name for entry in tmp_path.iterdir()] == ["weights.pt"]
 
 
 def test_int8_wants_real_images(slim: Slim, tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -109,7 +109,28 @@ def test_the_layer_that_hurts_most_is_named_first(tmp_path: Path, spoiled: str) 
     assert noise[spoiled] > 3 * max(harmless)
 
 
-def test_the_ranges_do_not_depend_on_how_the_images_are_dealt_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Twice(nn.Module):
+    """One conv that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(self.c(self.c(images).relu()).mean((2, 3)))
+        return logits
+
+
+def test_a_layer_that_is_called_twice_stays_in_float_both_times(tmp_path: Path) -> None:
+    with Quantizer(exported(Twice().eval(), tmp_path), torch.randn(8, *SHAPE)) as quantizer:
+        assert set(quantizer.noise()) == {"c", "fc"}
+        quantizer.write(tmp_path / "int8.onnx", ["c"], {"top1": 12.5})
+    assert "c.weight" in constants(tmp_path / "int8.onnx")
+    assert "c.weight_quantized" not in constants(tmp_path / "int8.onnx")
+    assert {entry.key: entry.value for entry in onnx.load(tmp_path / "int8.onnx").metadata_props}["top1"] == "12.5"
+
+
+def test_minmax_does_not_depend_on_how_the_images_are_dealt_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, images = exported(Chain().eval(), tmp_path), torch.randn(90, *SHAPE)
     for batch in (90, 7):
         monkeypatch.setattr("slimcli.deploy.int8.BATCH", batch)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from slimcli.deploy import onnx as deploy
 from slimcli.deploy.onnx import export_onnx
+from slimcli.deploy.pt2 import export_pt2
 from slimcli.deploy.runtime import OnnxNetwork
 from slimcli.errors import ParityError
 from slimcli.networks.resolve import build
@@ -116,6 +117,24 @@ def test_half_precision_is_half_as_large_and_near(slim_resnet: nn.Module, tmp_pa
     assert OnnxNetwork(tmp_path / "half.onnx")(images).dtype == torch.float32
     with pytest.raises(ParityError, match="differs"):
         export_onnx(slim_resnet, tmp_path / "half.onnx", images, tolerance=1e-7, half=True)
+
+
+class Enlarged(nn.Module):
+    """As a U-Net enlarges its maps; a class without an output beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor | None]:
+        maps = nn.functional.interpolate(self.conv(images).relu(), scale_factor=2.0, mode="nearest")
+        return {"out": maps, "aux": None}
+
+
+def test_enlarged_maps_are_written_in_half_precision_too(tmp_path: Path) -> None:
+    images = torch.randn(10, 3, 8, 8)
+    assert export_onnx(Enlarged(), tmp_path / "half.onnx", images, tolerance=1e-2, half=True).max_error < 1e-2
+    assert export_pt2(Enlarged(), tmp_path / "m.pt2", images).max_error < 1e-5
 
 
 def test_what_half_precision_cannot_hold_is_no_parity(tmp_path: Path) -> None:

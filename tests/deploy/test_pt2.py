@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ def test_no_image_is_in_the_file(tmp_path: Path) -> None:
     assert done.file_bytes < 60_000 < many.nbytes
     (inputs, _) = torch.export.load(tmp_path / "m.pt2").example_inputs
     assert not inputs[0].any()
+    with zipfile.ZipFile(tmp_path / "m.pt2") as archive:  # nor where the source lies
+        assert not any(b"site-packages" in archive.read(name) or b"tiny.py" in archive.read(name) for name in archive.namelist())
 
 
 def test_pixels_and_probabilities(tmp_path: Path) -> None:

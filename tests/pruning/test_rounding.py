@@ -44,5 +44,8 @@ def test_widths_are_multiples_within_the_budget(sizes: list[tuple[int, int]], mu
         kept = units[each.name]
         assert kept == each.channels or kept * each.per_unit % multiple == 0
         assert least[each.name] <= kept <= each.channels
+    for each in groups:  # none could be wider on its own
+        wider = next((u for u in range(units[each.name] + 1, each.channels) if u * each.per_unit % multiple == 0), each.channels)
+        assert wider == units[each.name] or cost({**units, each.name: wider}) > most
     if budget == 1:
         assert units == {each.name: each.channels for each in groups}

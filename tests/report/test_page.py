@@ -118,8 +118,8 @@ def test_the_card_says_in_markdown_what_the_page_says(tmp_path: Path, metrics: J
     assert "with mean 0.5 and std 0.25" in card
     assert "- the network's output: fc" in card  # not escaped
     assert run.recipe.read_text() in card
-    metrics["arch"] = "nets/net.py:build"
-    assert "arch='nets/net.py:build'" in page.write_card(make_run(tmp_path / "own", metrics)).read_text()
+    metrics["arch"] = "package.net:build"
+    assert "arch='package.net:build'" in page.write_card(make_run(tmp_path / "own", metrics)).read_text()
     metrics["slim"] |= {"top1": None, "loss": None}
     unfinished = page.write_card(make_run(tmp_path / "unfinished", metrics)).read_text()
     assert "slim prune --resume" in unfinished
