@@ -88,7 +88,7 @@ def export_onnx(
     result: list[Export] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(
-        path, proto.SerializeToString(), lambda temporary: result.append(_examined(network, temporary, images, tolerance))
+        path, proto.SerializeToString(), lambda temporary: result.append(_checked(network, temporary, images, tolerance))
     )
     return replace(result[0], path=path)
 
@@ -179,10 +179,11 @@ def metadata_of(network: nn.Module, images: Tensor, extra: Mapping[str, Any]) ->
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
 
 
-def _examined(network: nn.Module, path: Path, images: Tensor, tolerance: float) -> Export:
-    """`_checked`, whatever goes wrong there."""
+@contextmanager
+def check_named() -> Iterator[None]:
+    """Whatever goes wrong while a written file is checked is a `ParityError`."""
     try:
-        return _checked(network, path, images, tolerance)
+        yield
     except ParityError:
         raise
     except Exception as error:
@@ -191,6 +192,7 @@ def _examined(network: nn.Module, path: Path, images: Tensor, tolerance: float) 
         ) from error
 
 
+@check_named()
 def _checked(network: nn.Module, path: Path, images: Tensor, tolerance: float) -> Export:
     loaded = onnx.load(path)
     onnx.checker.check_model(loaded, full_check=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimcli.deploy.onnx import Export, first_reason, largest_error, metadata_of, outputs_of
+from slimcli.deploy.onnx import Export, check_named, first_reason, largest_error, metadata_of, outputs_of
 from slimcli.disk import write_atomically
 from slimcli.errors import ParityError
 
@@ -45,19 +45,13 @@ def export_pt2(
     return Export(path, path.stat().st_size, errors[0], len(images), None, tuple(images.shape[1:]))
 
 
+@check_named()
 def _error(network: nn.Module, path: Path, images: Tensor, tolerance: float) -> float:
     """The largest error of the file's outputs."""
-    try:
-        with path.open("rb") as file:
-            loaded = torch.export.load(file).module()
+    with path.open("rb") as file:
+        loaded = torch.export.load(file).module()
 
-        def run(batch: Tensor, names: Sequence[str]) -> list[np.ndarray]:
-            return [output.numpy() for output in outputs_of(loaded, batch).values()]
+    def run(batch: Tensor, names: Sequence[str]) -> list[np.ndarray]:
+        return [output.numpy() for output in outputs_of(loaded, batch).values()]
 
-        return largest_error(network, run, images, tolerance)
-    except ParityError:
-        raise
-    except Exception as error:
-        raise ParityError(
-            f"the exported file cannot be checked ({first_reason(error)}); no file was left", "--debug shows where"
-        ) from error
+    return largest_error(network, run, images, tolerance)

@@ -16,9 +16,7 @@ from slimcli.deploy.int8 import Quantizer
 from slimcli.deploy.onnx import export_onnx
 from slimcli.deploy.ready import Ready, pixels_of
 from slimcli.networks import checkpoint
-from slimcli.networks.resolve import build
 from slimcli.pipeline.subject import open_subject
-from slimcli.pruning import surgery
 from slimcli.settings import DataSettings
 
 DIGITS = Path(__file__).parents[2] / "models" / "lenet5-digits.pt"
@@ -32,16 +30,6 @@ def in_openvino(path: Path, images: np.ndarray) -> np.ndarray:
 
 def in_reference(path: Path, images: np.ndarray) -> np.ndarray:
     return np.asarray(ReferenceEvaluator(onnx.load(path)).run(None, {"input": images})[0])
-
-
-@pytest.fixture(scope="module")
-def slim_resnet() -> nn.Module:
-    """A ResNet-20 that lost an uneven share of every group, its padded shortcuts included."""
-    torch.manual_seed(0)
-    model = build("resnet20-cifar", 10, (3, 32, 32)).eval()
-    groups = surgery.find_groups(model, (3, 32, 32))
-    surgery.remove(model, (3, 32, 32), {g.name: list(range(0, g.channels, 3)) for g in groups if g.prunable})
-    return model
 
 
 @pytest.mark.parametrize("run", [in_openvino, in_reference])

@@ -16,17 +16,6 @@ from slimcli.deploy.pt2 import export_pt2
 from slimcli.deploy.runtime import OnnxNetwork
 from slimcli.errors import ParityError
 from slimcli.networks.resolve import build
-from slimcli.pruning import surgery
-
-
-@pytest.fixture(scope="module")
-def slim_resnet() -> nn.Module:
-    """A ResNet-20 that lost an uneven share of every group, shortcuts included."""
-    torch.manual_seed(0)
-    model = build("resnet20-cifar", 10, (3, 32, 32)).eval()
-    groups = surgery.find_groups(model, (3, 32, 32))
-    surgery.remove(model, (3, 32, 32), {g.name: list(range(0, g.channels, 3)) for g in groups if g.prunable})
-    return model
 
 
 def test_any_batch_size_gives_what_torch_gives(slim_resnet: nn.Module, tmp_path: Path) -> None:
