@@ -41,7 +41,7 @@ def main() -> int:
         groups = surgery.find_groups(model, shape)
         dense = Network(model, NormHistory(), groups, count(model, shape))
         started = time.perf_counter()
-        rounded = plan(dense, shape, round_to=16).budget.units
+        rounded = plan(dense, shape, round_to=(16,)).budget.units
         seconds = time.perf_counter() - started
         slim = {"rounded": cut(dense, shape, {g.name: g.channels - rounded[g.name] for g in dense.prunable})}
         share = count(slim["rounded"], shape).macs / dense.cost.macs
@@ -69,7 +69,7 @@ def main() -> int:
     return int(mean < ASKED)
 
 
-def plan(dense: Network, shape: tuple[int, ...], macs: float = 0.5, round_to: int | None = None) -> Plan:
+def plan(dense: Network, shape: tuple[int, ...], macs: float = 0.5, round_to: tuple[int, ...] | None = None) -> Plan:
     return Plan.of(methods.resolve(PruneSettings(method="l1", macs=macs, round_to=round_to)), dense, shape)
 
 

@@ -211,7 +211,7 @@ def test_every_setting_can_be_written_into_a_recipe() -> None:
         "distill": True,
         "teacher": "f",
         "draws": 2,
-        "round_to": 8,
+        "round_to": (8,),
         "amount": "pq",
         "rewind": True,
         "stop": "if",

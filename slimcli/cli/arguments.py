@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 import typer
 
 from slimcli.errors import SettingsError
-from slimcli.settings import DataSettings, ExportSettings, Int8Settings, PruneSettings, TrainSettings
+from slimcli.settings import AUTO, DataSettings, ExportSettings, Int8Settings, PruneSettings, TrainSettings
 
 S = TypeVar("S", DataSettings, TrainSettings, PruneSettings, ExportSettings, Int8Settings)
 
@@ -55,6 +55,8 @@ def settings(kind: type[S], flags: Mapping[str, Any]) -> S:
     for name, number in (("mean", float), ("std", float), ("widths", int), ("pq", float)):
         if name in chosen:
             chosen[name] = numbers(chosen[name], f"--{name}", number)
+    if chosen.get("round_to") not in (None, AUTO):
+        chosen["round_to"] = numbers(chosen["round_to"], "--round-to", int)
     for name in ("history", "include", "exclude", "keep_float"):
         if chosen.get(name):
             chosen[name] = tuple(chosen[name])

@@ -128,10 +128,10 @@ Widths = Annotated[
     typer.Option(help="Channels to keep: one number, one per group, or one per width.", rich_help_panel=_BUDGET),
 ]
 RoundTo = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        help="Keep a multiple of so many channels in every group: 16 suits CPUs with AVX-512, 8 most others.",
-        min=1,
+        metavar="N|auto",
+        help="Keep a multiple of so many channels: one number, one per group, or what this machine runs fast (auto).",
         rich_help_panel=_BUDGET,
     ),
 ]

@@ -89,7 +89,7 @@ class Plan:
             wanted, kept = self.budget.widths.get(group.name, 0), self.budget.units.get(group.name, 0) * group.per_unit
             if kept != wanted:
                 what = f"keeps {kept} channels, not {wanted}: {together}"
-                if multiple := self.budget.multiple:
+                if multiple := self.budget.multiples.get(group.name):
                     what = f"keeps {kept} channels, by multiples of {multiple} (the budget's even share is {wanted})"
                 found.setdefault(what, []).append(group.name)
         return [f"{names[0]}{f' (and {len(names) - 1} more)' if names[1:] else ''} {what}" for what, names in found.items()]
@@ -112,8 +112,8 @@ class Budget:
     def __init__(self, settings: PruneSettings, dense: Network, input_shape: Sequence[int]) -> None:
         self.dense_cost, self._input_shape = dense.cost, input_shape
         self._settings = settings
-        self.multiple: int | None = None
-        """What the channels of every group are rounded to."""
+        self.multiples: dict[str, int] = {}
+        """What the channels of each group are rounded to, where they are."""
         self.widths = per_group("--widths", settings.widths, dense.prunable) if settings.widths else {}
         """The channels of each group that were asked for."""
         for group in dense.prunable:
@@ -124,28 +124,30 @@ class Budget:
         groups = dense.prunable if self.widths else ()
         self.units = {group.name: max(group.least, math.ceil(self.widths[group.name] / group.per_unit)) for group in groups}
         """The same in units, none narrower than was asked for."""
-        if settings.round_to is not None and (settings.macs is not None or settings.params is not None):
-            self._round(settings.round_to, dense)
+        if isinstance(settings.round_to, tuple) and (settings.macs is not None or settings.params is not None):
+            self._round(per_group("--round-to", settings.round_to, dense.prunable), dense)
 
-    def _round(self, multiple: int, dense: Network) -> None:
+    def _round(self, multiples: dict[str, int], dense: Network) -> None:
         """The widths that meet a budget in MACs or parameters, each a multiple; `SettingsError` where none do."""
+        if set(multiples.values()) <= {1}:
+            return  # widths that follow from the amounts
         channels = {group.name: group.channels for group in dense.prunable}
 
         def gone(units: Mapping[str, int]) -> dict[str, int]:
             return {name: channels[name] - units[name] for name in channels}
 
         def widest(size: Sizes) -> tuple[float, dict[str, int]]:
-            found = widths_within(dense.prunable, multiple, lambda units: self._within_size(size(gone(units))))
+            found = widths_within(dense.prunable, multiples, lambda units: self._within_size(size(gone(units))))
             if found is None:
                 raise SettingsError(
-                    f"the budget is out of reach with widths that are multiples of {multiple}",
+                    f"the budget is out of reach with widths that are multiples of {max(multiples.values())}",
                     "ask for less, or a smaller --round-to",
                 )
             return found
 
         share, self.units = self._by_outlook(dense, widest, lambda found: gone(found[1]))
         self.widths = {group.name: max(1, round(share * group.width)) for group in dense.prunable}
-        self.multiple = multiple
+        self.multiples = multiples
 
     def _by_outlook(self, network: Network, search: Callable[[Sizes], T], removed: Callable[[T], Mapping[str, int]]) -> T:
         """What a search finds that goes by foretold sizes; by cutting copies, where what they say of it does not come true."""
@@ -177,7 +179,7 @@ class Budget:
         channels = {group.name: group.channels for group in network.groups}
         if self.units:
             counts = {name: min(wanted, max(0, channels[name] - self.units[name])) for name, wanted in counts.items()}
-        if self.multiple:
+        if self.multiples:
             return counts  # the widths are the least that meets the budget
 
         if self._settings.macs is None and self._settings.params is None:

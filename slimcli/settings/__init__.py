@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from slimcli.settings.exporting import CALIBRATIONS, FORMATS, ExportSettings, Int8Settings
 from slimcli.settings.pruning import (
+    AUTO,
     DISTANCES,
     FINALS,
     FLOW_DISTANCES,
@@ -29,6 +30,7 @@ MAY_CHANGE = ("device", "devices", "precision", "compile", "workers", "batch_siz
 """What a run that goes on may be told anew: how and where it computes, not what."""
 
 __all__ = [
+    "AUTO",
     "CALIBRATIONS",
     "DEVICES",
     "DISTANCES",

@@ -21,6 +21,8 @@ GRANULARITIES = ("filter", "weight")
 SCOPES = ("layer", "global")
 FLOW_FORMS = ("correlation", "raw")
 FLOW_DISTANCES = ("relative", "absolute", "cosine")
+AUTO = "auto"
+"""Widths in multiples that this machine runs fast."""
 FINALS = ("finetune", "rewind", "fresh", "auto")
 
 
@@ -37,7 +39,7 @@ class PruneSettings(DataSettings, FitSettings):
     macs: float | None = None
     params: float | None = None
     widths: tuple[int, ...] | None = None
-    round_to: int | None = None
+    round_to: str | tuple[int, ...] | None = None
     iterations: int | None = None
     max_drop: float = 1.0
     criterion: str | None = None
@@ -87,12 +89,15 @@ class PruneSettings(DataSettings, FitSettings):
             ("--iterations", self.iterations, 0),
             ("--window", self.window, 1),
             ("--draws", self.draws, 1),
-            ("--round-to", self.round_to, 1),
         ):
             if count is not None:
                 at_least(flag, count, least)
         for width in self.widths or ():
             at_least("--widths", width, 1)
+        if isinstance(self.round_to, str):
+            one_of("--round-to", self.round_to, (AUTO,))
+        for multiple in self.round_to or () if isinstance(self.round_to, tuple) else ():
+            at_least("--round-to", multiple, 1)
         within("--max-drop", self.max_drop, 0.0, 10_000.0)  # of another score than top-1, percent: an error may grow tenfold
         within("--lambda", self.lambda_, 0.0, math.inf)
         one_of("--norm", self.norm, NORMS)

@@ -88,7 +88,7 @@ def test_a_grouped_conv_keeps_two_channels_in_each_group_and_loads(settings: dic
 
 @pytest.mark.parametrize(("multiple", "budget"), [(4, 0.5), (8, 0.3), (16, 0.6)])
 def test_rounded_widths_meet_the_budget(multiple: int, budget: float) -> None:
-    plan = Plan.of(PruneSettings(amount="10%", macs=budget, round_to=multiple), DENSE, SHAPE)
+    plan = Plan.of(PruneSettings(amount="10%", macs=budget, round_to=(multiple,)), DENSE, SHAPE)
     network = pruned(DENSE, plan, SHAPE)
     kept = [group.channels for group in network.prunable]
     assert network.cost.macs <= budget * DENSE.cost.macs
@@ -104,14 +104,14 @@ def test_rounded_widths_meet_the_budget(multiple: int, budget: float) -> None:
 
 def test_a_budget_out_of_reach_of_multiples_is_refused() -> None:
     with pytest.raises(SettingsError, match="multiples of 16"):
-        Plan.of(PruneSettings(amount="10%", macs=0.1, round_to=16), DENSE, SHAPE)
+        Plan.of(PruneSettings(amount="10%", macs=0.1, round_to=(16,)), DENSE, SHAPE)
     with pytest.raises(SettingsError, match="--widths"):
-        methods.resolve(PruneSettings(widths=(4,), macs=0.5, round_to=4))
+        methods.resolve(PruneSettings(widths=(4,), macs=0.5, round_to=(4,)))
 
 
 def test_units_of_several_channels_are_rounded_in_channels() -> None:
     network = dense(tiny.Grouped(), tiny.SHAPE)
-    slim = pruned(network, Plan.of(PruneSettings(amount="25%", macs=0.6, round_to=4), network, tiny.SHAPE), tiny.SHAPE)
+    slim = pruned(network, Plan.of(PruneSettings(amount="25%", macs=0.6, round_to=(4,)), network, tiny.SHAPE), tiny.SHAPE)
     for before, after in zip(network.prunable, slim.prunable, strict=True):
         assert after.width % 4 == 0 or after.width == before.width
 
