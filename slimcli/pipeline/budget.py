@@ -1,0 +1,165 @@
+"""When a network is small enough, and which widths are."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from slimcli.errors import SettingsError
+from slimcli.networks.cost import count
+from slimcli.pipeline.state import Network
+from slimcli.pruning import surgery
+from slimcli.pruning.amounts import per_group
+from slimcli.pruning.outlook import Outlook, Size
+from slimcli.pruning.rounding import widths_within
+from slimcli.settings import PruneSettings
+
+T = TypeVar("T")
+Sizes = Callable[[Mapping[str, int]], Size]
+"""What the MACs and parameters are when so many units of each group are gone."""
+
+_PARTS = 256
+"""How finely the counts of a last iteration are cut, all of them in proportion."""
+
+
+class Budget:
+    """When the run has reached what was asked for, measured against the dense network."""
+
+    def __init__(self, settings: PruneSettings, dense: Network, input_shape: Sequence[int]) -> None:
+        self.dense_cost, self._input_shape = dense.cost, input_shape
+        self._settings = settings
+        self.multiples: dict[str, int] = {}
+        """What the channels of each group are rounded to, where they are."""
+        self.widths = per_group("--widths", settings.widths, dense.prunable) if settings.widths else {}
+        """The channels of each group that were asked for."""
+        for group in dense.prunable:
+            if (wanted := self.widths.get(group.name, 0)) > group.width:
+                raise SettingsError(
+                    f"--widths asks for {wanted} channels of {group.name}, which has {group.width}", "give no more than it has"
+                )
+        groups = dense.prunable if self.widths else ()
+        self.units = {group.name: max(group.least, math.ceil(self.widths[group.name] / group.per_unit)) for group in groups}
+        """The same in units, none narrower than was asked for."""
+        if isinstance(settings.round_to, tuple) and (settings.macs is not None or settings.params is not None):
+            self._round(per_group("--round-to", settings.round_to, dense.prunable), dense)
+
+    def _round(self, multiples: dict[str, int], dense: Network) -> None:
+        """The widths that meet a budget in MACs or parameters, each a multiple; `SettingsError` where none do."""
+        if set(multiples.values()) <= {1}:
+            return  # widths that follow from the amounts
+        channels = {group.name: group.channels for group in dense.prunable}
+
+        def gone(units: Mapping[str, int]) -> dict[str, int]:
+            return {name: channels[name] - units[name] for name in channels}
+
+        def widest(size: Sizes) -> tuple[float, dict[str, int]]:
+            found = widths_within(dense.prunable, multiples, lambda units: self._within_size(size(gone(units))))
+            if found is None:
+                raise SettingsError(
+                    f"the budget is out of reach with widths that are multiples of {max(multiples.values())}",
+                    "ask for less, or a smaller --round-to",
+                )
+            return found
+
+        share, self.units = self._by_outlook(dense, widest, lambda found: gone(found[1]))
+        self.widths = {group.name: max(1, round(share * group.width)) for group in dense.prunable}
+        self.multiples = multiples
+
+    def _by_outlook(self, network: Network, search: Callable[[Sizes], T], removed: Callable[[T], Mapping[str, int]]) -> T:
+        """What a search finds that goes by foretold sizes; by cutting copies, where what they say of it does not come true."""
+        outlook = Outlook(network.model, network.cost, network.wirings(self._input_shape))
+        found = search(outlook.after)
+        if outlook.after(removed(found)) == self._size_after(removed(found), network):
+            return found
+        return search(lambda counts: self._size_after(counts, network))
+
+    def check_possible(self, dense: Network) -> None:
+        """Raise `SettingsError` where not even one channel in every group would meet a budget in MACs or parameters."""
+        asked = {key: share for key in ("macs", "params") if (share := getattr(self._settings, key)) is not None}
+        if not asked:
+            return
+        macs, params = self._size_after({group.name: group.channels - group.least for group in dense.prunable}, dense)
+        least = {"macs": macs, "params": params}
+        for key, share in asked.items():
+            smallest = least[key] / getattr(self.dense_cost, key)
+            if smallest > share:
+                raise SettingsError(
+                    f"--{key} {share:g} is out of reach: with one channel left in every prunable group it is {smallest:.4f}",
+                    "ask for no less" + ("" if self._settings.linear else ", or let hidden linear layers shrink too: --linear"),
+                )
+
+    def trim(self, counts: dict[str, int], network: Network) -> dict[str, int]:
+        """The counts, reduced so that no group becomes narrower than its width asked for, and that a budget in MACs or parameters
+        is met with the least that meets it: in the proportion of the counts, and no filter more of any group.
+        """
+        channels = {group.name: group.channels for group in network.groups}
+        if self.units:
+            counts = {name: min(wanted, max(0, channels[name] - self.units[name])) for name, wanted in counts.items()}
+        if self.multiples:
+            return counts  # the widths are the least that meets the budget
+
+        if self._settings.macs is None and self._settings.params is None:
+            return counts
+        return self._by_outlook(network, lambda size: self._least(counts, channels, size), lambda found: found)
+
+    def _least(self, counts: dict[str, int], channels: Mapping[str, int], size: Sizes) -> dict[str, int]:
+        """The counts, reduced as `trim` does; as they are where not even they meet the budget."""
+
+        def met(counts: Mapping[str, int]) -> bool:
+            narrow = all(channels[name] - counts[name] <= width for name, width in self.units.items())
+            return narrow and self._within_size(size(counts))
+
+        if not met(counts):
+            return counts
+        too_few, enough = 0, _PARTS
+        while enough - too_few > 1:
+            parts = (too_few + enough) // 2
+            if met(_part(counts, parts)):
+                enough = parts
+            else:
+                too_few = parts
+        counts = _part(counts, enough)
+        for name in counts:
+            while counts[name] and met(fewer := {**counts, name: counts[name] - 1}):
+                counts = fewer
+        return counts
+
+    def _size_after(self, counts: Mapping[str, int], network: Network) -> Size:
+        """MACs and parameters of the network when so many channels of each group, whichever, are gone."""
+        model = copy.deepcopy(network.model)
+        surgery.remove(model, self._input_shape, {name: tuple(range(wanted)) for name, wanted in counts.items()})
+        cost = count(model, self._input_shape)
+        return cost.macs, cost.params
+
+    def met(self, network: Network, iterations: int) -> bool:
+        """Whether the network is as small as asked for, or the iterations are used up; never so without a limit."""
+        s = self._settings
+        sized = any((s.macs, s.params, s.widths))
+        out_of_turns = s.iterations is not None and iterations >= s.iterations
+        return out_of_turns or (sized and self._small_enough(network))
+
+    def satisfied(self, network: Network, iterations: int) -> bool:
+        """Whether what was asked for is there: every size, or (where no size was asked for) every iteration."""
+        s = self._settings
+        if any((s.macs, s.params, s.widths)):
+            return self._small_enough(network)
+        return s.iterations is None or iterations >= s.iterations
+
+    def leaves_any(self, network: Network) -> bool:
+        """Whether a group could still lose a channel and be no narrower than was asked for."""
+        return any(group.channels > self.units.get(group.name, group.least) for group in network.prunable)
+
+    def _small_enough(self, network: Network) -> bool:
+        narrow = all(group.channels <= self.units[group.name] for group in network.prunable if self.units)
+        return narrow and self._within_size((network.cost.macs, network.cost.params))
+
+    def _within_size(self, size: Size) -> bool:
+        s, dense, (macs, params) = self._settings, self.dense_cost, size
+        return (s.macs is None or macs <= s.macs * dense.macs) and (s.params is None or params <= s.params * dense.params)
+
+
+def _part(counts: Mapping[str, int], parts: int) -> dict[str, int]:
+    """So many of `_PARTS` parts of each count, rounded up."""
+    return {name: -(-wanted * parts // _PARTS) for name, wanted in counts.items()}
