@@ -33,6 +33,32 @@ class NetworkCost:
 
 
 @dataclass(frozen=True)
+class LayerShape:
+    """What a conv or linear layer computes for one input: the channels that it reads and gives, and the `size` of what it reads
+    (height and width; of a linear layer how many vectors). `pads` are those before each side, then those behind each.
+    """
+
+    inputs: int
+    outputs: int
+    size: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    groups: int = 1
+    transposed: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Which of the typical layers it is most like, as to speed."""
+        if not self.kernel:
+            return "linear"
+        if self.groups > 1:
+            return "depthwise"
+        return "pointwise" if set(self.kernel) == {1} else "spatial"
+
+
+@dataclass(frozen=True)
 class Member:
     """A conv or linear layer of a channel group: `channels[u]` is its output channel that belongs to the group's unit `u`.
 

@@ -7,18 +7,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from slimcli.deploy.layer_times import fast_multiples
 from slimcli.errors import SettingsError
 from slimcli.networks.cost import count
+from slimcli.networks.shapes import shapes_of
 from slimcli.pipeline.state import Network
 from slimcli.pruning import surgery
 from slimcli.pruning.amounts import per_group
 from slimcli.pruning.outlook import Outlook, Size
-from slimcli.pruning.rounding import widths_within
-from slimcli.settings import PruneSettings
+from slimcli.pruning.rounding import multiples_of, widths_within
+from slimcli.settings import AUTO, PruneSettings
 
 T = TypeVar("T")
 Sizes = Callable[[Mapping[str, int]], Size]
 """What the MACs and parameters are when so many units of each group are gone."""
+Aims = tuple[dict[str, int], dict[str, int], dict[str, int]]
 
 _PARTS = 256
 """How finely the counts of a last iteration are cut, all of them in proportion."""
@@ -42,13 +45,38 @@ class Budget:
         groups = dense.prunable if self.widths else ()
         self.units = {group.name: max(group.least, math.ceil(self.widths[group.name] / group.per_unit)) for group in groups}
         """The same in units, none narrower than was asked for."""
-        if isinstance(settings.round_to, tuple) and (settings.macs is not None or settings.params is not None):
-            self._round(per_group("--round-to", settings.round_to, dense.prunable), dense)
+        if settings.round_to is not None and (settings.macs is not None or settings.params is not None):
+            self._round(dense)
 
-    def _round(self, multiples: dict[str, int], dense: Network) -> None:
-        """The widths that meet a budget in MACs or parameters, each a multiple; `SettingsError` where none do."""
-        if set(multiples.values()) <= {1}:
-            return  # widths that follow from the amounts
+    def _round(self, dense: Network) -> None:
+        """The widths that meet a budget in MACs or parameters, each a multiple; `SettingsError` where none do.
+
+        What `auto` takes for fast is halved until some do.
+        """
+        multiples = self._multiples(dense)
+        while True:
+            self.multiples = multiples
+            if set(multiples.values()) <= {1}:
+                return  # widths follow from the amounts
+            try:
+                self.widths, self.units = self._rounded(multiples, dense)
+            except SettingsError:
+                if self._settings.round_to != AUTO:
+                    raise
+                multiples = {name: max(1, multiple // 2) for name, multiple in multiples.items()}
+            else:
+                return
+
+    def _multiples(self, dense: Network) -> dict[str, int]:
+        """What the channels of each group are rounded to: what was asked for, or what is fast here."""
+        if isinstance(self._settings.round_to, tuple):
+            return per_group("--round-to", self._settings.round_to, dense.prunable)
+        by_kind = fast_multiples()
+        fast = {name: by_kind[shape.kind] for name, shape in shapes_of(dense.model, self._input_shape).items()}
+        return multiples_of(dense.prunable, fast, {layer.name: layer.macs for layer in dense.cost.layers})
+
+    def _rounded(self, multiples: dict[str, int], dense: Network) -> tuple[dict[str, int], dict[str, int]]:
+        """The channels that the budget's even share leaves each group, and the units that it keeps."""
         channels = {group.name: group.channels for group in dense.prunable}
 
         def gone(units: Mapping[str, int]) -> dict[str, int]:
@@ -63,9 +91,16 @@ class Budget:
                 )
             return found
 
-        share, self.units = self._by_outlook(dense, widest, lambda found: gone(found[1]))
-        self.widths = {group.name: max(1, round(share * group.width)) for group in dense.prunable}
-        self.multiples = multiples
+        share, units = self._by_outlook(dense, widest, lambda found: gone(found[1]))
+        return {group.name: max(1, round(share * group.width)) for group in dense.prunable}, units
+
+    def aims(self) -> Aims:
+        """Channels, units and multiples of each group, where they are settled at the outset."""
+        return self.widths, self.units, self.multiples
+
+    def take(self, aims: Aims) -> None:
+        """Have those that process 0 has."""
+        self.widths, self.units, self.multiples = aims
 
     def _by_outlook(self, network: Network, search: Callable[[Sizes], T], removed: Callable[[T], Mapping[str, int]]) -> T:
         """What a search finds that goes by foretold sizes; by cutting copies, where what they say of it does not come true."""
@@ -97,7 +132,7 @@ class Budget:
         channels = {group.name: group.channels for group in network.groups}
         if self.units:
             counts = {name: min(wanted, max(0, channels[name] - self.units[name])) for name, wanted in counts.items()}
-        if self.multiples:
+        if set(self.multiples.values()) > {1}:
             return counts  # the widths are the least that meets the budget
 
         if self._settings.macs is None and self._settings.params is None:

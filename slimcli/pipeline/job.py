@@ -244,6 +244,7 @@ def _launched(job: Prepared, progress: Progress) -> Engine:
     engine.group.launch()
     engine.group.agree("data", job.subject.data.fingerprint)
     engine.group.agree("a network", f"{checksum(job.subject.model)} {checksum(job.state.network.model)} {job.state.stage}")
+    job.plan.budget.take(engine.group.broadcast(job.plan.budget.aims()))  # another machine may run other widths fast
     return engine
 
 
@@ -298,6 +299,7 @@ def _resolved(job: Prepared, engine: Engine) -> PruneSettings:
         mean=data.mean,
         std=data.std,
         holdout=data.spec.get("holdout"),
+        round_to=tuple(job.plan.budget.multiples.values()) or job.settings.round_to,
         precision=engine.group.describe()["precision"],
     )
 

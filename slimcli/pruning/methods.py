@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from slimcli.errors import SettingsError, suggest
-from slimcli.settings import FLOW_SAMPLES, FLOW_STOPS, GRADIENT_SAMPLES, PruneSettings
+from slimcli.settings import AUTO, FLOW_SAMPLES, FLOW_STOPS, GRADIENT_SAMPLES, PruneSettings
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ def resolve(settings: PruneSettings) -> PruneSettings:
             )
     if settings.round_to is not None and settings.widths is not None:
         raise SettingsError("--widths are kept as they are given, and --round-to rounds", "leave one of the two out")
+    from_budget = settings.macs is not None or settings.params is not None
+    rounds = from_budget and settings.widths is None and settings.method != "hbfp-paper"
     stop = settings.stop or method.stop
     distill = settings.distill
     if distill is None:  # where nothing is removed, the dense network could only teach itself
@@ -119,6 +121,7 @@ def resolve(settings: PruneSettings) -> PruneSettings:
         criterion=criterion,
         penalty=penalty,
         merge=merge,
+        round_to=settings.round_to or (AUTO if rounds else None),
         amount=settings.amount or method.amount,
         stop=stop,
         epochs=settings.epochs if settings.epochs is not None else EPOCHS if stop == "epochs" else MOST_EPOCHS,

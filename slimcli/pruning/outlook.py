@@ -1,15 +1,19 @@
-"""What a network will cost with fewer units, from what it costs now and who makes and reads them: nothing is cut for it."""
+"""What a network will cost with fewer units, from what it costs now and who makes and reads them: nothing is cut for it.
+
+In MACs and parameters exactly; in time as the sum of what its layers take by themselves, scaled to what was measured of all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import accumulate
 
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from slimcli.networks.layers import Layer, layers_of
-from slimcli.records import NetworkCost, Wiring
+from slimcli.records import LayerShape, NetworkCost, Wiring
 
 Size = tuple[int, int]
 """MACs and parameters."""
@@ -23,21 +27,12 @@ class Outlook:
     """
 
     def __init__(self, model: nn.Module, cost: NetworkCost, wirings: Mapping[str, Wiring]) -> None:
-        self._rows: dict[str, dict[str, list[int]]] = {}
-        self._columns: dict[str, dict[str, list[int]]] = {}
-        for group, wiring in wirings.items():
-            for maker in wiring.makers:
-                for module in filter(None, (maker.module, maker.norm)):
-                    self._rows.setdefault(module, {})[group] = _sums(maker.rows)
-            for reader in wiring.readers:
-                self._columns.setdefault(reader.module, {})[group] = _sums(reader.inputs)
-        layers = layers_of(model)
+        self._channels = _Channels(wirings)
+        rows, layers = self._channels.rows, layers_of(model)
         self._layers = {name: _Shape(layer) for name, layer in layers.items()}
         self._macs = {layer.name: layer.macs for layer in cost.layers}
-        others = {name: module for name, module in model.named_modules() if name in self._rows and name not in layers}
-        self._per_row = {
-            name: _per_row(module, sum(each[-1] for each in self._rows[name].values())) for name, module in others.items()
-        }
+        others = {name: module for name, module in model.named_modules() if name in rows and name not in layers}
+        self._per_row = {name: _per_row(module, sum(each[-1] for each in rows[name].values())) for name, module in others.items()}
         self._rest = (
             cost.macs - sum(self._macs.values()),
             cost.params - sum(shape.params() for shape in self._layers.values()),
@@ -47,13 +42,60 @@ class Outlook:
         """The sizes when the first so many units of each group are gone (which ones they are makes no difference)."""
         macs, params = self._rest
         for name, shape in self._layers.items():
-            outputs = shape.outputs - _gone(self._rows.get(name, {}), counts)
-            inputs = shape.inputs - (0 if shape.depthwise else _gone(self._columns.get(name, {}), counts))
+            outputs = shape.outputs - self._channels.outputs_gone(name, counts)
+            inputs = shape.inputs - (0 if shape.depthwise else self._channels.inputs_gone(name, counts))
             macs += self._macs[name] * outputs * inputs // (shape.outputs * shape.inputs)
             params += shape.params(outputs, inputs)
         for name, per_row in self._per_row.items():
-            params -= per_row * _gone(self._rows[name], counts)
+            params -= per_row * self._channels.outputs_gone(name, counts)
         return macs, params
+
+
+class TimeOutlook:
+    """Milliseconds after removals, from what the network takes now and what `time_of` says of single layers.
+
+    `shapes` are those of the network's layers. What no layer has (activations, additions) is taken to shrink as the layers do.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, LayerShape],
+        wirings: Mapping[str, Wiring],
+        time_of: Callable[[LayerShape], float],
+        milliseconds: float,
+    ) -> None:
+        self._channels, self._shapes, self._time_of = _Channels(wirings), shapes, time_of
+        self._scale = milliseconds / sum(map(time_of, shapes.values()))
+
+    def after(self, counts: Mapping[str, int]) -> float:
+        """What the network takes when the first so many units of each group are gone."""
+        return self._scale * sum(self._time_of(self._narrowed(name, shape, counts)) for name, shape in self._shapes.items())
+
+    def _narrowed(self, name: str, shape: LayerShape, counts: Mapping[str, int]) -> LayerShape:
+        outputs = shape.outputs - self._channels.outputs_gone(name, counts)
+        if shape.groups > 1 and shape.groups == shape.inputs:
+            return replace(shape, inputs=outputs * shape.inputs // shape.outputs, outputs=outputs, groups=outputs)
+        return replace(shape, inputs=shape.inputs - self._channels.inputs_gone(name, counts), outputs=outputs)
+
+
+class _Channels:
+    """How many channels of each module go with the first units of each group: of those that it gives, of those that it reads."""
+
+    def __init__(self, wirings: Mapping[str, Wiring]) -> None:
+        self.rows: dict[str, dict[str, list[int]]] = {}
+        self._columns: dict[str, dict[str, list[int]]] = {}
+        for group, wiring in wirings.items():
+            for maker in wiring.makers:
+                for module in filter(None, (maker.module, maker.norm)):
+                    self.rows.setdefault(module, {})[group] = _sums(maker.rows)
+            for reader in wiring.readers:
+                self._columns.setdefault(reader.module, {})[group] = _sums(reader.inputs)
+
+    def outputs_gone(self, module: str, counts: Mapping[str, int]) -> int:
+        return _gone(self.rows.get(module, {}), counts)
+
+    def inputs_gone(self, module: str, counts: Mapping[str, int]) -> int:
+        return _gone(self._columns.get(module, {}), counts)
 
 
 class _Shape:

@@ -87,6 +87,22 @@ def _largest(units: Callable[[float], dict[str, int]], fits: Fits, most: int) ->
     return low / _FINEST
 
 
+def multiples_of(groups: Sequence[ChannelGroup], fast: Mapping[str, int], macs: Mapping[str, int]) -> dict[str, int]:
+    """The multiple of each group: what is fast for its layer with the most MACs, but no more than a quarter of its channels,
+    which would leave little of a choice. `fast` and `macs` are by layer.
+    """
+    found = {}
+    for group in groups:
+        largest = max(group.layers, key=lambda layer: macs[layer])
+        found[group.name] = max(1, min(fast.get(largest, 1), _power_of_two(group.width // 4)))
+    return found
+
+
+def _power_of_two(most: int) -> int:
+    """The largest one that is no more than this; 1 at least."""
+    return 1 << max(0, most.bit_length() - 1)
+
+
 def choices_of(group: ChannelGroup, multiple: int) -> list[int]:
     """The units that a group may have, ascending: every multiple (in channels) below its own number, and that."""
     step = multiple // math.gcd(multiple, group.per_unit)

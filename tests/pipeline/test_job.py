@@ -18,7 +18,7 @@ import slimcli
 from slimcli.cli.main import main
 from slimcli.errors import ArchError, CheckpointError, DataError, DivergedError, RunDirError, SettingsError
 from slimcli.networks.cost import count
-from slimcli.pipeline import job
+from slimcli.pipeline import budget, job
 from slimcli.pipeline.prune import LOWERED
 from slimcli.pipeline.recipe import run_recipe
 from slimcli.pipeline.train import train
@@ -400,6 +400,19 @@ def test_the_way_out_of_a_shortfall_is_one(tiny_checkpoint: Path, tmp_path: Path
 def test_a_budget_that_is_met_already_needs_no_removal(tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = job.run(PruneSettings(model=str(tiny_checkpoint), macs=1.0, deploy=False, **QUICK), tmp_path / "run")
     assert (result.shortfall, result.metrics["iterations"]) == ("", [])
+
+
+def test_a_run_says_what_it_rounded_to_and_does_not_measure_it_again(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.run(PruneSettings(model=str(tiny_checkpoint), macs=0.5, **QUICK), tmp_path / "a")
+    assert tomllib.loads((tmp_path / "a/recipe.toml").read_text())["prune"]["round_to"] == [4, 8]
+    widths = [layer["filters"][1] for layer in json.loads((tmp_path / "a/metrics.json").read_text())["layers"][:2]]
+    assert widths == [12, 32]
+    monkeypatch.setattr(budget, "fast_multiples", dict)
+    again = run_recipe(tmp_path / "a/recipe.toml", tmp_path / "b")
+    assert again is not None
+    assert [layer["filters"][1] for layer in again.steps[0]["metrics"]["layers"][:2]] == widths
 
 
 def test_iterations_cap_a_budget_in_size(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from slimcli.errors import SettingsError
 from slimcli.networks import resolve, widths
+from slimcli.pipeline import budget
 from slimcli.pipeline.plan import ITERATIONS_USED_UP, NO_CHANNEL, STEP_TOO_SMALL, WAYS_OUT, Plan
 from slimcli.pipeline.state import Network
 from slimcli.pruning import methods
@@ -24,16 +26,16 @@ DENSE = dense(resolve.build("lenet5", 10, SHAPE), SHAPE)
 
 @given(st.sampled_from(["macs", "params"]), st.floats(0.1, 0.99), st.sampled_from(["10%", "25%", "2,5", "50%"]))
 @settings(max_examples=6, deadline=None)
-def test_a_budget_in_size_is_met_with_the_least_that_meets_it(kind: str, budget: float, amount: str) -> None:
-    plan = Plan.of(PruneSettings(amount=amount, **{kind: budget}), DENSE, SHAPE)
+def test_a_budget_in_size_is_met_with_the_least_that_meets_it(kind: str, share: float, amount: str) -> None:
+    plan = Plan.of(PruneSettings(amount=amount, **{kind: share}), DENSE, SHAPE)
     network, before, counts = DENSE, DENSE, dict[str, int]()
     while not plan.budget.met(network, 0):
         before, counts = network, plan.counts(network)
         network = without(before, counts, SHAPE)
-    assert getattr(network.cost, kind) <= budget * getattr(DENSE.cost, kind)
+    assert getattr(network.cost, kind) <= share * getattr(DENSE.cost, kind)
     for name in [name for name, number in counts.items() if number]:
         wider = without(before, counts | {name: counts[name] - 1}, SHAPE)
-        assert getattr(wider.cost, kind) > budget * getattr(DENSE.cost, kind), "one filter less, and it would be met too"
+        assert getattr(wider.cost, kind) > share * getattr(DENSE.cost, kind), "one filter less, and it would be met too"
 
 
 def test_no_filter_more_goes_than_a_budget_takes() -> None:
@@ -42,10 +44,10 @@ def test_no_filter_more_goes_than_a_budget_takes() -> None:
     assert [group.channels for group in network.prunable] == [13, 33]
 
 
-@pytest.mark.parametrize(("budget", "least"), [({"macs": 0.001}, "0.0126"), ({"params": 0.01}, "0.0315")])
-def test_a_budget_that_no_removal_can_meet_is_refused(budget: dict[str, float], least: str) -> None:
+@pytest.mark.parametrize(("asked", "least"), [({"macs": 0.001}, "0.0126"), ({"params": 0.01}, "0.0315")])
+def test_a_budget_that_no_removal_can_meet_is_refused(asked: dict[str, float], least: str) -> None:
     with pytest.raises(SettingsError, match=least):
-        Plan.of(PruneSettings(amount="10%", **budget), DENSE, SHAPE).budget.check_possible(DENSE)
+        Plan.of(PruneSettings(amount="10%", **asked), DENSE, SHAPE).budget.check_possible(DENSE)
 
 
 def test_both_budgets_are_met() -> None:
@@ -86,12 +88,12 @@ def test_a_grouped_conv_keeps_two_channels_in_each_group_and_loads(settings: dic
     assert torch.equal(again(images), network.model(images))
 
 
-@pytest.mark.parametrize(("multiple", "budget"), [(4, 0.5), (8, 0.3), (16, 0.6)])
-def test_rounded_widths_meet_the_budget(multiple: int, budget: float) -> None:
-    plan = Plan.of(PruneSettings(amount="10%", macs=budget, round_to=(multiple,)), DENSE, SHAPE)
+@pytest.mark.parametrize(("multiple", "share"), [(4, 0.5), (8, 0.3), (16, 0.6)])
+def test_rounded_widths_meet_the_budget(multiple: int, share: float) -> None:
+    plan = Plan.of(PruneSettings(amount="10%", macs=share, round_to=(multiple,)), DENSE, SHAPE)
     network = pruned(DENSE, plan, SHAPE)
     kept = [group.channels for group in network.prunable]
-    assert network.cost.macs <= budget * DENSE.cost.macs
+    assert network.cost.macs <= share * DENSE.cost.macs
     assert all(channels % multiple == 0 for channels in kept)
     asked = plan.budget.widths
     told = " ".join(plan.forced(DENSE))
@@ -107,6 +109,26 @@ def test_a_budget_out_of_reach_of_multiples_is_refused() -> None:
         Plan.of(PruneSettings(amount="10%", macs=0.1, round_to=(16,)), DENSE, SHAPE)
     with pytest.raises(SettingsError, match="--widths"):
         methods.resolve(PruneSettings(widths=(4,), macs=0.5, round_to=(4,)))
+
+
+def test_auto_takes_what_is_fast_here_up_to_a_quarter_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And halves it where the budget would be out of reach."""
+    monkeypatch.setattr(budget, "fast_multiples", lambda: {"spatial": 16, "linear": 4})
+    plan = Plan.of(PruneSettings(amount="10%", macs=0.5, round_to="auto"), DENSE, SHAPE)
+    assert plan.budget.multiples == {"conv1": 4, "conv2": 8}
+    tight = PruneSettings(amount="10%", macs=0.04, round_to="auto")
+    assert Plan.of(tight, DENSE, SHAPE).budget.multiples == {"conv1": 2, "conv2": 4}
+    with pytest.raises(SettingsError, match="multiples of 8"):
+        Plan.of(replace(tight, round_to=(4, 8)), DENSE, SHAPE)
+
+
+def test_widths_are_rounded_where_they_follow_from_a_budget() -> None:
+    """Not where they are given, or those of a paper."""
+    assert methods.resolve(PruneSettings(macs=0.5)).round_to == "auto"
+    assert methods.resolve(PruneSettings(params=0.5)).round_to == "auto"
+    assert methods.resolve(PruneSettings(macs=0.5, round_to=(1,))).round_to == (1,)
+    for asked in (PruneSettings(), PruneSettings(widths=(4,), macs=0.5), PruneSettings(macs=0.5, method="hbfp-paper")):
+        assert methods.resolve(asked).round_to is None
 
 
 def test_units_of_several_channels_are_rounded_in_channels() -> None:
@@ -142,10 +164,10 @@ def test_why_a_loop_ends() -> None:
     assert ending(narrowest, amount="10%", macs=0.5) == "the budget is met"
     assert ending(DENSE, 3, amount="10%", iterations=3) == "the budget is met"
     assert ending(DENSE, 3, amount="10%", iterations=3, macs=0.5) == ITERATIONS_USED_UP
-    for budget in ({}, {"macs": 0.001}):
-        assert ending(narrowest, amount="pq", **budget) == NO_CHANNEL
-        assert ending(narrowest, amount="10%", **budget) == NO_CHANNEL
-        assert ending(DENSE, amount="pq", gamma=0.01, **budget) == STEP_TOO_SMALL
+    for asked in ({}, {"macs": 0.001}):
+        assert ending(narrowest, amount="pq", **asked) == NO_CHANNEL
+        assert ending(narrowest, amount="10%", **asked) == NO_CHANNEL
+        assert ending(DENSE, amount="pq", gamma=0.01, **asked) == STEP_TOO_SMALL
     asked_for = without(DENSE, {"conv1": 10, "conv2": 25}, SHAPE)
     assert ending(asked_for, amount="pq", widths=(10, 25), macs=0.1) == NO_CHANNEL
     assert "--pq 1,2" in WAYS_OUT[STEP_TOO_SMALL]
