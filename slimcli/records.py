@@ -160,6 +160,7 @@ class Iteration:
     the distance after each of them (before the first: `flow_distance_after_surgery`) and `epsilon` what it was to come within;
     `flow_moved` is how far the removal moved the flow where epochs are given out for that, one for each `epsilon` of its square.
     `undone`: the retraining went beyond the allowed drop, and the network was kept as it was right after the removal.
+    `latency_ms` is measured where there is a budget for it.
     """
 
     index: int
@@ -179,6 +180,7 @@ class Iteration:
     flow_moved: float | None = None
     undone: bool = False
     kept: bool = True
+    latency_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,14 @@ class Latency:
     batch: int
     provider: str
     quantiles: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Milliseconds (p50) of a network and of the dense one, measured in turn."""
+
+    slim: float
+    dense: float
 
 
 @dataclass(frozen=True)

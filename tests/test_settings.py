@@ -13,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimcli.errors import SettingsError
-from slimcli.settings import DISTANCES, NORMS, PENALTIES, SCHEDULES, DataSettings, FitSettings, PruneSettings, TrainSettings
+from slimcli.settings import (
+    DISTANCES,
+    NORMS,
+    PENALTIES,
+    SCHEDULES,
+    DataSettings,
+    FitSettings,
+    PruneSettings,
+    TrainSettings,
+    milliseconds,
+)
 
 FRACTION = st.floats(0.01, 0.5)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -129,6 +139,8 @@ OUT_OF_RANGE: list[tuple[type[Any], dict[str, Any], str]] = [
     (PruneSettings, {"macs": math.nan}, "--macs"),
     (PruneSettings, {"params": -0.1}, "--params"),
     (PruneSettings, {"widths": (4, 0)}, "--widths"),
+    (PruneSettings, {"round_to": "automatic"}, "--round-to"),
+    (PruneSettings, {"round_to": (8, 0)}, "--round-to"),
     (PruneSettings, {"iterations": -1}, "--iterations"),
     (PruneSettings, {"window": 0}, "--window"),
     (PruneSettings, {"max_drop": -1.0}, "--max-drop"),
@@ -195,12 +207,30 @@ def test_whole_numbers_are_numbers(table: dict[str, Any]) -> None:
     assert PruneSettings.from_recipe(table)
 
 
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("2ms", 2), ("800us", 0.8), ("0.1s", 100), ("1.5 ms", 1.5), ("0.5", 2), (0.5, 2), ("50%", 2), (1, 4), (".25", 1)],
+    ids=str,
+)
+def test_a_latency_is_a_time_or_a_share(text: str | float, limit: float) -> None:
+    assert milliseconds(text, dense=4.0) == pytest.approx(limit)
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "0ms", "1.5", "101%", "-1ms", "ms", "2 minutes", "1.2.3ms", "nan", "inf", "inf ms", "", True]
+)
+def test_what_is_neither_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="neither a time nor a share"):
+        PruneSettings(latency=text)
+
+
 def test_every_setting_can_be_written_into_a_recipe() -> None:
     full = {
         "mean": (0.5,),
         "std": (0.5,),
         "macs": 0.5,
         "params": 0.5,
+        "latency": "2ms",
         "widths": (2,),
         "iterations": 1,
         "window": 3,

@@ -123,6 +123,14 @@ Params = Annotated[
     float | None,
     typer.Option(parser=fraction_of("--params"), metavar="FRACTION", help="Of the parameters, to keep.", rich_help_panel=_BUDGET),
 ]
+Latency = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME|FRACTION",
+        help="What an image may take in onnxruntime, measured after each removal: 2ms, or 0.5 of the dense network's.",
+        rich_help_panel=_BUDGET,
+    ),
+]
 Widths = Annotated[
     str | None,
     typer.Option(help="Channels to keep: one number, one per group, or one per width.", rich_help_panel=_BUDGET),

@@ -29,6 +29,7 @@ def prune(
     ] = True,
     macs: o.Macs = None,
     params: o.Params = None,
+    latency: o.Latency = None,
     widths: o.Widths = None,
     round_to: o.RoundTo = None,
     iterations: o.Iterations = None,

@@ -16,7 +16,8 @@ from slimcli.pruning import surgery
 from slimcli.pruning.amounts import per_group
 from slimcli.pruning.outlook import Outlook, Size
 from slimcli.pruning.rounding import multiples_of, widths_within
-from slimcli.settings import AUTO, PruneSettings
+from slimcli.records import Timed
+from slimcli.settings import AUTO, PruneSettings, milliseconds
 
 T = TypeVar("T")
 Sizes = Callable[[Mapping[str, int]], Size]
@@ -45,7 +46,10 @@ class Budget:
         groups = dense.prunable if self.widths else ()
         self.units = {group.name: max(group.least, math.ceil(self.widths[group.name] / group.per_unit)) for group in groups}
         """The same in units, none narrower than was asked for."""
-        if settings.round_to is not None and (settings.macs is not None or settings.params is not None):
+        self.dense_units = {group.name: group.channels for group in dense.prunable}
+        if settings.latency is not None:
+            self.multiples = self._multiples(dense)
+        elif settings.round_to is not None and (settings.macs is not None or settings.params is not None):
             self._round(dense)
 
     def _round(self, dense: Network) -> None:
@@ -69,8 +73,8 @@ class Budget:
 
     def _multiples(self, dense: Network) -> dict[str, int]:
         """What the channels of each group are rounded to: what was asked for, or what is fast here."""
-        if isinstance(self._settings.round_to, tuple):
-            return per_group("--round-to", self._settings.round_to, dense.prunable)
+        if not isinstance(self._settings.round_to, str):
+            return per_group("--round-to", self._settings.round_to or (1,), dense.prunable)
         by_kind = fast_multiples()
         fast = {name: by_kind[shape.kind] for name, shape in shapes_of(dense.model, self._input_shape).items()}
         return multiples_of(dense.prunable, fast, {layer.name: layer.macs for layer in dense.cost.layers})
@@ -171,14 +175,13 @@ class Budget:
     def met(self, network: Network, iterations: int) -> bool:
         """Whether the network is as small as asked for, or the iterations are used up; never so without a limit."""
         s = self._settings
-        sized = any((s.macs, s.params, s.widths))
         out_of_turns = s.iterations is not None and iterations >= s.iterations
-        return out_of_turns or (sized and self._small_enough(network))
+        return out_of_turns or (s.sized and self._small_enough(network))
 
     def satisfied(self, network: Network, iterations: int) -> bool:
         """Whether what was asked for is there: every size, or (where no size was asked for) every iteration."""
         s = self._settings
-        if any((s.macs, s.params, s.widths)):
+        if s.sized:
             return self._small_enough(network)
         return s.iterations is None or iterations >= s.iterations
 
@@ -186,9 +189,19 @@ class Budget:
         """Whether a group could still lose a channel and be no narrower than was asked for."""
         return any(group.channels > self.units.get(group.name, group.least) for group in network.prunable)
 
+    def milliseconds(self, timed: Timed) -> float:
+        """What the network may take; `timed` says what the dense one takes."""
+        assert self._settings.latency is not None
+        return milliseconds(self._settings.latency, timed.dense)
+
+    def narrow_enough(self, network: Network) -> bool:
+        """Whether no group is wider than it is to become."""
+        return all(group.channels <= self.units[group.name] for group in network.prunable if self.units)
+
     def _small_enough(self, network: Network) -> bool:
-        narrow = all(group.channels <= self.units[group.name] for group in network.prunable if self.units)
-        return narrow and self._within_size((network.cost.macs, network.cost.params))
+        if self._settings.latency is not None:  # what was foretold for these widths is one thing, what was measured another
+            return network.latency is not None and network.latency.slim <= self.milliseconds(network.latency)
+        return self.narrow_enough(network) and self._within_size((network.cost.macs, network.cost.params))
 
     def _within_size(self, size: Size) -> bool:
         s, dense, (macs, params) = self._settings, self.dense_cost, size

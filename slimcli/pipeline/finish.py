@@ -125,7 +125,7 @@ def _shortfall(settings: PruneSettings, outcome: Outcome, folder: RunDir) -> str
         way_out = _way_out(outcome.reason, "allow a larger --max-drop, smaller steps with --amount, or more --epochs")
         kept = f"the last network within the allowed drop is {folder.model}"
         return f"the budget was not reached: {outcome.reason}; {kept} ({way_out})"
-    unlimited = not any((settings.macs, settings.params, settings.widths)) and settings.iterations is None
+    unlimited = not settings.sized and settings.iterations is None
     if unlimited and not any(step.kept for step in outcome.iterations):
         return (
             f"nothing was removed: {outcome.reason} ({_way_out(outcome.reason, 'allow a larger --max-drop, or more --epochs')})"

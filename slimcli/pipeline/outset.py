@@ -9,12 +9,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from slimcli import processes
 from slimcli.data.loaders import Data
 from slimcli.errors import ArchError, SettingsError
 from slimcli.networks.cost import count
 from slimcli.networks.layers import layers_of, owns_weight
 from slimcli.pipeline.decisions import found_again
 from slimcli.pipeline.origins import UNKNOWN, Known, Origins
+from slimcli.pipeline.pace import Pace
 from slimcli.pipeline.plan import Plan
 from slimcli.pipeline.state import Network, State
 from slimcli.pruning import masks, surgery
@@ -67,6 +69,17 @@ def start(
     state = State(network, network, torch.Generator().manual_seed(settings.seed).get_state())
     plan = Plan.of(settings, network, data.shape)
     plan.budget.check_possible(network)
+    if settings.latency is not None and processes.is_main():
+        pace = Pace(model, data.shape)
+        network.latency = pace.time(model)
+        aim = pace.aim(network, plan.budget)
+        if aim is None:
+            raise SettingsError(
+                f"--latency {settings.latency} is out of reach: the network takes {network.latency.dense:.3g} ms here, and too "
+                "little of it is in what can be removed",
+                "ask for less" + ("" if settings.linear else ", or let hidden linear layers shrink too: --linear"),
+            )
+        state.units = aim
     return state, plan, Origins(model, groups, data.shape, known)
 
 

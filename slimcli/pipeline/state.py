@@ -16,7 +16,7 @@ from slimcli.pruning.history import NormHistory
 from slimcli.pruning.masks import Masks
 from slimcli.pruning.stopping import Look
 from slimcli.pruning.wiring import wiring_of
-from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Trial, Wiring
+from slimcli.records import ChannelGroup, Choice, Iteration, JsonDict, Member, NetworkCost, Timed, Trial, Wiring
 from slimcli.training.engine import FitState
 
 DONE = "done"
@@ -32,6 +32,7 @@ class Network:
     cost: NetworkCost
     removed: dict[str, list[int]] = field(default_factory=dict)
     masks: Masks | None = None
+    latency: Timed | None = None
     _wirings: dict[str, Wiring] | None = field(default=None, repr=False)
 
     @property
@@ -52,7 +53,7 @@ class Network:
 
     def reshaped(self, groups: tuple[ChannelGroup, ...], cost: NetworkCost) -> None:
         """The model has lost channels: these are its groups and costs now."""
-        self.groups, self.cost, self._wirings = groups, cost, None
+        self.groups, self.cost, self.latency, self._wirings = groups, cost, None, None
 
     def structure(self) -> str:
         """The shape of every tensor: what all processes of a run must agree on."""
@@ -66,6 +67,7 @@ class Network:
             "groups": [asdict(group) for group in self.groups],
             "removed": copy.deepcopy(self.removed),
             "masks": None if self.masks is None else {name: mask.cpu() for name, mask in self.masks.items()},
+            "latency": asdict(self.latency) if self.latency else None,
         }
 
     @classmethod
@@ -84,7 +86,7 @@ class Network:
         )
         model.to(reference.device).eval()
         history = NormHistory.from_state_dict(content["history"])
-        masks = content["masks"]
+        masks, latency = content["masks"], content.get("latency")  # a state of an older version has none
         return cls(
             model,
             history,
@@ -92,6 +94,7 @@ class Network:
             count(model, input_shape),
             copy.deepcopy(dict(content["removed"])),
             None if masks is None else {name: mask.to(reference.device) for name, mask in masks.items()},
+            Timed(**latency) if latency else None,
         )
 
 
@@ -104,7 +107,8 @@ class State:
     best of the last retrainings tried so far (`trials`); `fit` is the training phase in progress, `looks` what the stopping rule
     saw before the retraining and after each of its epochs, `moved`
     how far the last removal moved the flow, `owed` what such removals broke of it and no epoch was given for, `allotted` the
-    epochs of this retraining, `draws` the state of the generator of random choices.
+    epochs of this retraining, `units` what each group is narrowed to for a latency, `draws` the state of the generator of random
+    choices.
     """
 
     network: Network
@@ -125,6 +129,7 @@ class State:
     moved: float | None = None
     owed: float = 0.0
     allotted: int = 0
+    units: dict[str, int] = field(default_factory=dict)
     epochs: int = 0
     training_macs: int = 0
     lr_scale: float = 1.0

@@ -51,6 +51,8 @@ class Turn:
     def choose(self) -> str:
         """The criterion's decision, or the end of the loop."""
         state = self.work.state
+        if self.work.settings.latency is not None:
+            self._aim()
         counts = self.work.plan.counts(state.kept)
         done = len(state.iterations)
         if self.work.plan.budget.met(state.kept, done) or not any(counts.values()):
@@ -71,6 +73,17 @@ class Turn:
             choices = choose(state.network, counts, self.work.settings, generator, self.work.data) if main else []
         state.choices, state.draws = self.work.engine.group.broadcast((choices, generator.get_state()))
         return "tie"
+
+    def _aim(self) -> None:
+        """The widths that are to keep within a latency: those of the last time, or narrower ones where they turned out slower."""
+        state, budget, group = self.work.state, self.work.plan.budget, self.work.engine.group
+        state.kept.latency, budget.units = group.broadcast((state.kept.latency, state.units))
+        iterations = len(state.iterations)
+        if not budget.met(state.kept, iterations) and budget.narrow_enough(state.kept):
+            found = self.work.pace.aim(state.kept, budget) if processes.is_main() else None
+            least = {each.name: each.least for each in state.kept.prunable}
+            budget.units = state.units = group.broadcast(found or least)
+        state.units = budget.units
 
     def tie(self) -> str:
         """Pull the chosen pairs together. Without a penalty this is plain training: every method gets the same schedule."""
@@ -94,6 +107,10 @@ class Turn:
                 factors = factors_of(network.model, images, merges) if processes.is_main() else []
             merge(network.model, merges, self.work.engine.group.broadcast(factors))
         remove(network, removal, shape, self.work.settings.linear)
+        if self.work.settings.latency is not None:
+            network.latency = self.work.engine.group.broadcast(
+                self.work.pace.time(network.model) if processes.is_main() else None
+            )
         self.work.engine.group.agree(f"a network after the removals of iteration {self.work.index}", network.structure())
         return self._operated(before, removed={name: list(units) for name, units in removal.items()}, examples=examples)
 
@@ -195,6 +212,7 @@ class Turn:
             epsilon=self._epsilon(rule),
             flow_moved=state.moved,
             undone=undone,
+            latency_ms=round(network.latency.slim, 4) if network.latency else None,
             kept=self.work.allowed(score),
         )
         self.work.note("iteration", **told(asdict(step), self.work.measure))
@@ -275,6 +293,8 @@ def _line(step: Iteration, dense: Score, plan: Plan, network: Network, settings:
         epochs = f" after {step.epochs} epoch{'s' * (step.epochs != 1)}, --stop {settings.stop} {met}"
     size = f"weights {step.remaining:.1%}, " if network.masks is not None else ""
     widths = ",".join(str(group.width) for group in network.prunable[:6]) + ("..." if len(network.prunable) > 6 else "")
+    if network.latency is not None:
+        size += f"latency {network.latency.slim:.3g} ms ({network.latency.slim / network.latency.dense:.1%}), "
     return (
         f"iteration {step.index}: {size}MACs {step.macs / cost.macs:.1%}, parameters {step.params / cost.params:.1%}, "
         f"held-out {measure.title} {measure.figure(step.score)} ({measure.change(step.score, dense.value)}; "

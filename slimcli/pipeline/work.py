@@ -13,6 +13,7 @@ from slimcli.measures import Measure, Score, told
 from slimcli.networks.cost import count
 from slimcli.pipeline.looks import Watch
 from slimcli.pipeline.origins import Origins
+from slimcli.pipeline.pace import Pace
 from slimcli.pipeline.plan import Plan
 from slimcli.pipeline.state import InMemory, Network, State, Store
 from slimcli.pruning import masks
@@ -44,6 +45,7 @@ class Work:
     store: Store = field(default_factory=InMemory)
 
     def __post_init__(self) -> None:
+        self.pace = Pace(self.origins.dense, self.data.shape)
         self.watch = Watch(self.settings, self.origins, self.data, self.engine)
         self.teacher: Teacher | None = None
         if self.settings.distill:

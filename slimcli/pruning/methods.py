@@ -108,7 +108,10 @@ def resolve(settings: PruneSettings) -> PruneSettings:
             )
     if settings.round_to is not None and settings.widths is not None:
         raise SettingsError("--widths are kept as they are given, and --round-to rounds", "leave one of the two out")
-    from_budget = settings.macs is not None or settings.params is not None
+    others = [f"--{name}" for name in ("macs", "params", "widths") if getattr(settings, name)]
+    if settings.latency is not None and others:
+        raise SettingsError(f"--latency and {others[0]} both say how narrow the network becomes", "give one of the two")
+    from_budget = settings.macs is not None or settings.params is not None or settings.latency is not None
     rounds = from_budget and settings.widths is None and settings.method != "hbfp-paper"
     stop = settings.stop or method.stop
     distill = settings.distill
@@ -142,7 +145,7 @@ def without_effect(settings: PruneSettings) -> list[str]:
     flow = s.stop in (*FLOW_STOPS, "flow")
     uses = (
         ("stop", s.stop == "epochs" or bool(s.epochs), "--epochs above 0"),
-        ("round_to", s.macs is not None or s.params is not None, "--macs or --params"),
+        ("round_to", bool(s.macs or s.params or s.latency), "--macs, --params or --latency"),
         ("draws", s.final in ("fresh", "auto"), "--final fresh or auto"),
         ("epsilon", flow, "--stop if, gf or flow"),
         ("flow_samples", flow, "--stop if, gf or flow"),
@@ -182,8 +185,8 @@ def _check_granularity(settings: PruneSettings) -> None:
             raise SettingsError(
                 f"{flag} chooses groups of filters, and --granularity weight masks all layers", "use --granularity filter"
             )
-    for flag, value in (("--macs", settings.macs), ("--params", settings.params), ("--widths", settings.widths)):
-        if value is not None:
+    for flag in ("--macs", "--params", "--latency", "--widths"):
+        if getattr(settings, flag.strip("-")) is not None:
             raise SettingsError(
                 f"{flag} cannot be reached by masking weights: a mask saves no computation and no memory",
                 "use --granularity filter, or --iterations",

@@ -23,6 +23,7 @@ from slimcli.settings.pruning import (
     PruneSettings,
     check_pq,
     check_sap,
+    milliseconds,
 )
 from slimcli.settings.training import DEVICES, NORMS, PRECISIONS, SCHEDULES, DataSettings, FitSettings, TrainSettings
 
@@ -57,4 +58,5 @@ __all__ = [
     "TrainSettings",
     "check_pq",
     "check_sap",
+    "milliseconds",
 ]

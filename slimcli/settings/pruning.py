@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from slimcli.errors import SettingsError
@@ -38,6 +39,7 @@ class PruneSettings(DataSettings, FitSettings):
     trust_pickle: bool = False
     macs: float | None = None
     params: float | None = None
+    latency: str | float | None = None
     widths: tuple[int, ...] | None = None
     round_to: str | tuple[int, ...] | None = None
     iterations: int | None = None
@@ -85,6 +87,8 @@ class PruneSettings(DataSettings, FitSettings):
         for flag, fraction in (("--macs", self.macs), ("--params", self.params)):
             if fraction is not None and not 0 < fraction <= 1:
                 raise SettingsError(f"{flag} {fraction:g} is outside (0, 1]", "give the fraction to keep: 0.25 keeps a quarter")
+        if self.latency is not None:
+            milliseconds(self.latency, 1.0)
         for flag, count, least in (
             ("--iterations", self.iterations, 0),
             ("--window", self.window, 1),
@@ -134,6 +138,33 @@ class PruneSettings(DataSettings, FitSettings):
             ("--final-epochs", self.final_epochs),
         ):
             at_least(flag, epochs, 0)
+
+    @property
+    def sized(self) -> bool:
+        """Whether there is a budget in what the network costs."""
+        return any((self.macs, self.params, self.widths, self.latency))
+
+
+def milliseconds(latency: str | float, dense: float) -> float:
+    """The budget that `--latency` names: a time (`2ms`, `800us`, `0.1s`), or a share of what the dense network takes.
+
+    Raises `SettingsError` for anything else.
+    """
+    match = _LATENCY.fullmatch(str(latency))
+    number, unit = (float(match[1]), match[2]) if match else (0.0, "")
+    if unit in _TIMES and number > 0:
+        return number * _TIMES[unit]
+    if unit in _SHARES and 0 < number * _SHARES[unit] <= 1:
+        return number * _SHARES[unit] * dense
+    raise SettingsError(
+        f"--latency {latency} is neither a time nor a share of the dense network's",
+        "write a time with its unit (2ms, 800us), or a fraction of at most 1 (0.5, 50%)",
+    )
+
+
+_LATENCY = re.compile(r"(\d+\.?\d*|\.\d+)\s*(us|ms|s|%|)")
+_TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_SHARES = {"": 1.0, "%": 0.01}
 
 
 def check_pq(p: float, q: float) -> None:

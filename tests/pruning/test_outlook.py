@@ -12,10 +12,12 @@ from torch import nn
 
 from slimcli.networks.cost import count
 from slimcli.networks.resolve import build
+from slimcli.networks.shapes import shapes_of
 from slimcli.pruning import surgery
-from slimcli.pruning.outlook import Outlook
+from slimcli.pruning.outlook import Outlook, TimeOutlook
 from slimcli.pruning.verification import verify
 from slimcli.pruning.wiring import wiring_of
+from slimcli.records import LayerShape
 from tests import tiny
 
 NETWORKS = {
@@ -42,6 +44,30 @@ def test_what_is_foretold_is_what_a_removal_gives(name: str, draw: st.DataObject
     network, shape = NETWORKS[name]
     torch.manual_seed(0)
     check(network().eval(), shape, draw)
+
+
+@pytest.mark.parametrize("name", ["Chain", "Grouped", "Depthwise", "Residual"])
+@given(draw=st.data())
+@settings(max_examples=5)
+def test_time_that_is_macs_is_foretold_as_macs_are(name: str, draw: st.DataObject) -> None:
+    """Where each layer takes its MACs, the network takes what is left of its MACs, in proportion."""
+    torch.manual_seed(0)
+    model, shape = NETWORKS[name][0]().eval(), tiny.SHAPE
+    groups = [group for group in verify(model, shape, surgery.find_groups(model, shape)) if group.prunable]
+    wirings, cost, shapes = wiring_of(model, shape, groups), count(model, shape), shapes_of(model, shape)
+
+    def macs(layer: LayerShape) -> float:
+        """For outputs of one position, which the ratio does without: strides do not change with widths."""
+        return layer.inputs // layer.groups * layer.outputs * weight[layer.size, layer.kernel, layer.strides]
+
+    weight = {}
+    for line in cost.layers:
+        layer = shapes[line.name]
+        weight[layer.size, layer.kernel, layer.strides] = line.macs / (layer.inputs // layer.groups * layer.outputs)
+    counts = {group.name: draw.draw(st.integers(0, group.channels - group.least)) for group in groups}
+    foretold = TimeOutlook(shapes, wirings, macs, 2.0).after(counts)
+    after, _ = Outlook(model, cost, wirings).after(counts)
+    assert foretold == pytest.approx(2.0 * after / cost.macs)
 
 
 @pytest.mark.parametrize("name", ["lenet5", "resnet20-cifar", "torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x0_5"])

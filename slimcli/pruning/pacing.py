@@ -1,0 +1,55 @@
+"""Widths for a latency: which groups to narrow, by the time that it saves and by what they lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from slimcli.pruning.rounding import choices_of
+from slimcli.records import ChannelGroup
+
+_CHOICES = 8
+"""How many widths of a group are looked at: what each of them takes is measured."""
+
+Time = Callable[[Mapping[str, int]], float]
+"""What the network takes with so many units of each group."""
+
+
+def widths_in_time(
+    groups: Sequence[ChannelGroup], multiples: Mapping[str, int], dense: Mapping[str, int], time_of: Time, limit: float
+) -> dict[str, int] | None:
+    """The units that each group keeps, multiples as in `rounding.widths_within`, such that `time_of` them is within the limit.
+
+    From the present widths on, again and again the narrower width that saves most time for what it loses: the rise of the
+    squared share of the `dense` units that the group has lost, for each of its layers, so that who lost much pays more for the
+    next. A width that saves nothing (most do: time comes in steps) is never taken. At the end groups are widened where that
+    stays within the limit. None where even the narrowest widths take longer.
+    """
+    choices = {group.name: _few(choices_of(group, multiples[group.name]), group, multiples[group.name]) for group in groups}
+    units = {group.name: group.channels for group in groups}
+    layers = {group.name: len(group.layers) for group in groups}
+
+    def lost(name: str, kept: int) -> float:
+        return layers[name] * (1 - kept / dense[name]) ** 2
+
+    def worth(now: float, name: str, narrower: int) -> float:
+        saved = now - time_of({**units, name: narrower})
+        return saved / (lost(name, narrower) - lost(name, units[name]))
+
+    while (now := time_of(units)) > limit:
+        steps = [(name, each) for name in units for each in choices[name] if each < units[name]]
+        best = max(steps, key=lambda step: worth(now, *step), default=None)
+        if best is None or worth(now, *best) <= 0:
+            return None
+        units[best[0]] = best[1]
+    for group in sorted(groups, key=lambda group: units[group.name] / dense[group.name]):
+        for wider in choices_of(group, multiples[group.name]):
+            if wider > units[group.name] and time_of({**units, group.name: wider}) <= limit:
+                units[group.name] = wider
+    return units
+
+
+def _few(choices: Sequence[int], group: ChannelGroup, multiple: int) -> list[int]:
+    """At most about `_CHOICES` of them, evenly spread."""
+    step = multiple * math.ceil(group.width / multiple / _CHOICES) / group.per_unit
+    return [units for units in choices if units % step == 0 or units in (choices[0], choices[-1])]

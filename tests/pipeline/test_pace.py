@@ -1,0 +1,131 @@
+"""A budget in time: the run stops where the measured network is within it, and goes on as it would have."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from slimcli.errors import SettingsError
+from slimcli.networks import checkpoint, resolve
+from slimcli.networks.cost import count
+from slimcli.pipeline import job
+from slimcli.pipeline.pace import Pace
+from slimcli.pipeline.plan import Plan
+from slimcli.pruning import methods, surgery
+from slimcli.records import LayerShape, Timed
+from slimcli.settings import PruneSettings
+from tests.pipeline.test_job import QUICK
+from tests.said import Said
+from tests.shrinking import dense
+
+SHAPE = (1, 28, 28)
+LENET = resolve.build("lenet5", 10, SHAPE)
+MACS_PER_MS = 1e6
+
+
+@pytest.fixture
+def by_macs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which networks take a millisecond for a million MACs, and layers one for as many of their weights."""
+    whole = count(LENET, SHAPE).macs / MACS_PER_MS
+
+    def time(self: Pace, model: nn.Module) -> Timed:
+        return Timed(count(model, SHAPE).macs / MACS_PER_MS, whole)
+
+    def of(self: object, shape: LayerShape) -> float:
+        return shape.inputs * shape.outputs
+
+    monkeypatch.setattr(Pace, "time", time)
+    monkeypatch.setattr("slimcli.deploy.layer_times.LayerTimes.of", of)
+
+
+def prune(model: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    assert job.run(PruneSettings(model=str(model), **QUICK, **settings), out) is not None
+    return dict(json.loads((out / "metrics.json").read_text()))
+
+
+@pytest.mark.parametrize(("latency", "limit"), [("0.5", 0.5 * 2.293), ("1.5ms", 1.5), ("900us", 0.9), (0.7, 0.7 * 2.293)])
+def test_a_run_ends_within_its_time(
+    latency: str | float, limit: float, tiny_checkpoint: Path, tmp_path: Path, by_macs: None
+) -> None:
+    metrics = prune(tiny_checkpoint, tmp_path / "run", latency=latency, deploy=False)
+    steps = metrics["iterations"]
+    assert metrics["budget_met"]
+    assert all(step["latency_ms"] == pytest.approx(step["macs"] / MACS_PER_MS, abs=1e-3) for step in steps)
+    assert steps[-1]["latency_ms"] <= limit < min([step["latency_ms"] for step in steps[:-1]], default=2.293)
+    assert steps[-1]["latency_ms"] > 0.8 * limit
+    assert tomllib.loads((tmp_path / "run/recipe.toml").read_text())["prune"]["latency"] == latency
+
+
+def test_a_run_that_was_interrupted_ends_as_it_would_have(tiny_checkpoint: Path, tmp_path: Path, by_macs: None) -> None:
+    prune(tiny_checkpoint, tmp_path / "a", latency="0.4", deploy=False)
+
+    class Interrupted(Said):
+        def say(self, line: str) -> None:
+            super().say(line)
+            if line.startswith("iteration 2"):
+                raise KeyboardInterrupt
+
+    settings = PruneSettings(model=str(tiny_checkpoint), **QUICK, latency="0.4", deploy=False)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(settings, tmp_path / "b", Interrupted())
+    job.resume(tmp_path / "b")
+    one, other = (checkpoint.load(tmp_path / name / "model.pt").state_dict for name in "ab")
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_a_time_that_cannot_be_had_is_refused_before_anything_is_written(
+    tiny_checkpoint: Path, tmp_path: Path, by_macs: None
+) -> None:
+    with pytest.raises(SettingsError, match=r"out of reach: the network takes 2\.29 ms"):
+        job.run(PruneSettings(model=str(tiny_checkpoint), **QUICK, latency="1us"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_widths_are_tried_until_they_are_near_the_budget(by_macs: None) -> None:
+    """What is foretold here is far off: layers by their weights, networks by their MACs."""
+    network = dense(LENET, SHAPE)
+    plan = Plan.of(methods.resolve(PruneSettings(latency="0.5", round_to=(1,))), network, SHAPE)
+    pace = Pace(LENET, SHAPE)
+    network.latency = pace.time(LENET)
+    units = pace.aim(network, plan.budget)
+    assert units is not None
+    slim = copy.deepcopy(LENET)
+    surgery.remove(slim, SHAPE, {group.name: tuple(range(units[group.name], group.channels)) for group in network.prunable})
+    assert 0.9 < count(slim, SHAPE).macs / (0.5 * count(LENET, SHAPE).macs) <= 1
+
+
+def test_a_narrower_network_is_timed_as_faster() -> None:
+    """In onnxruntime, in turn with the dense one: not by how much, machines differ."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 28 * 28, 10))
+    narrow = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 28 * 28, 10))
+    timed = Pace(network, (3, 32, 32)).time(narrow)
+    assert 0 < timed.slim < timed.dense
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"latency": "0.5", "macs": 0.5}, "--latency and --macs"),
+        ({"latency": "0.5", "widths": (4, 5)}, "--latency and --widths"),
+        ({"latency": "2ms", "method": "sap", "granularity": "weight"}, "--latency cannot be reached by masking"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_with_a_time_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        methods.resolve(PruneSettings(**settings))
+
+
+def test_progress_tells_the_time(tiny_checkpoint: Path, tmp_path: Path, by_macs: None) -> None:
+    said = Said()
+    settings = PruneSettings(model=str(tiny_checkpoint), **QUICK, latency="0.8", deploy=False)
+    job.run(settings, tmp_path / "run", said)
+    assert any("latency" in line and "ms (" in line for line in said.lines)
