@@ -16,6 +16,7 @@ from slimcli.report.histories import pairs
 from slimcli.report.latencies import latencies
 from slimcli.report.result import Result
 from slimcli.report.svg import GREEN, INK, PURPLE, SKY, VERMILLION, Plot, line
+from slimcli.report.tradeoff import tradeoff
 
 MOST_NAMES = 60  # layer names that fit below one axis
 PHASES = {
@@ -29,7 +30,7 @@ PHASES = {
 
 def plots(result: Result) -> list[Plot]:
     """Every figure that the run has the records for."""
-    return [plot for make in (layers, iterations, latencies, stopping, shares, pairs, loss) if (plot := make(result))]
+    return [plot for make in (tradeoff, layers, iterations, latencies, stopping, shares, pairs, loss) if (plot := make(result))]
 
 
 def layers(result: Result) -> Plot | None:

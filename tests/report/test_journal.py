@@ -163,7 +163,7 @@ def test_the_journal_of_a_finished_run_gives_its_metrics() -> None:
 def test_without_metrics_no_plot_and_no_row_is_another(tmp_path: Path) -> None:
     written = read(make_run(tmp_path / "a" / "run", METRICS, EVENTS))
     redrawn = read(make_run(tmp_path / "b" / "run", None, EVENTS))
-    assert [plot.name for plot in plots(written)] == ["layers", "iterations", "pairs", "loss"]
+    assert [plot.name for plot in plots(written)] == ["tradeoff", "layers", "iterations", "pairs", "loss"]
     assert any(">final<" in plot.svg() for plot in plots(written))
     for one, other in zip(plots(written), plots(redrawn), strict=True):
         told = ("name", "title", "caption", "description", "size", "head", "rows")

@@ -17,7 +17,11 @@ import tomli_w
 
 from slimcli.errors import RunDirError
 from slimcli.report import page
-from slimcli.report.compare import _series, compare, gather, pareto
+from slimcli.report.compare import compare, gather
+from slimcli.report.pareto import pareto
+from slimcli.report.result import read
+from slimcli.report.series import series_of
+from slimcli.report.tradeoff import tradeoff
 from slimcli.rundir import RunDir
 
 JsonDict = dict[str, Any]
@@ -108,6 +112,27 @@ def test_the_calls_of_all_networks_are_drawn(tmp_path: Path, metrics: JsonDict) 
         assert words in html
 
 
+def test_what_was_given_for_what_is_drawn_beside_the_papers_networks(tmp_path: Path, metrics: JsonDict) -> None:
+    small = {side: metrics[side] | {"file_bytes": 900} for side in ("dense", "slim")}
+    known = {
+        "digits": metrics,
+        "mnist": metrics | {"data": "mnist", "int8": small},
+        "untimed": metrics | {side: metrics[side] | {"latency_ms": None} for side in ("dense", "slim")},
+    }
+    drawn = {name: tradeoff(read(make_run(tmp_path / name, each))) for name, each in known.items()}
+    rows = {name: [row[0] for row in plot.rows] for name, plot in drawn.items() if plot}
+    assert rows["digits"] == rows["untimed"] == ["dense", "slim"]
+    assert rows["mnist"] == ["dense", "slim", "dense, INT8", "slim, INT8", "paper, dense", *["paper"] * 4]
+    assert drawn["mnist"] is not None
+    assert drawn["mnist"].rows[-1] == ("paper", "98.60 %", "2.0 %", "")
+    for name, panels in (("digits", 2), ("mnist", 2), ("untimed", 1)):
+        plot = drawn[name]
+        assert plot is not None
+        assert plot.svg().count("MACs kept (%)") == 1
+        assert ("measured latency" in plot.title) == ("latency, p50 (ms)" in plot.svg()) == (panels == 2)
+    assert tradeoff(read(make_run(tmp_path / "same", metrics | {"slim": metrics["dense"]}))) is None
+
+
 def test_the_card_says_in_markdown_what_the_page_says(tmp_path: Path, metrics: JsonDict) -> None:
     run = make_run(tmp_path / "run", metrics, mean=[0.5], std=[0.25])
     card = page.write_card(run).read_text()
@@ -141,7 +166,7 @@ def test_a_browser_draws_every_figure(tmp_path: Path, metrics: JsonDict) -> None
     run = make_run(tmp_path / "run", metrics)
     html = page.write(run).read_text()
     figures = html.count("<figure>")
-    assert figures == 5
+    assert figures == 6
     shown = in_chromium(run.report, tmp_path)
     assert shown.count("<figure>") == shown.count("</svg>") == figures  # nothing that the policy or the parser would drop
     policy = re.search("<meta http-equiv=.Content-Security-Policy.*?>", html)
@@ -237,8 +262,8 @@ def test_page_says_what_was_gained_and_what_it_cost(tmp_path: Path, metrics: Jso
 
 def test_every_figure_is_described_and_has_its_numbers(tmp_path: Path, metrics: JsonDict) -> None:
     outline = Outline(page.write(make_run(tmp_path / "run", metrics)).read_text())
-    assert outline.tags["svg"] == outline.tags["desc"] == outline.tags["figcaption"] == 4
-    assert outline.text.count("The numbers") == 4
+    assert outline.tags["svg"] == outline.tags["desc"] == outline.tags["figcaption"] == 5
+    assert outline.text.count("The numbers") == 5
     assert f"{NAME}: filter 3 was removed, 19 stayed" in outline.text
     assert "1.2500" in outline.text  # a norm
     assert NAME in outline.text
@@ -288,7 +313,7 @@ def test_a_method_without_pairs_has_no_pair_figure(tmp_path: Path, metrics: Json
     events = [epoch("tie 1", 0.0), surgery(1, []), epoch("retrain 1", 0.1)]
     html = page.write(make_run(tmp_path / "run", metrics, events)).read_text()
     assert "ran alike" not in html
-    assert Outline(html).tags["svg"] == 3
+    assert Outline(html).tags["svg"] == 4
 
 
 def test_a_budget_is_named_with_what_became_of_it(tmp_path: Path, metrics: JsonDict) -> None:
@@ -321,7 +346,7 @@ def test_compare_puts_runs_of_one_name_on_one_page(tmp_path: Path, metrics: Json
     second = make_run(tmp_path / "b" / "run", metrics | {"method": "l1", "iterations": []}, events=[])
     third = make_run(tmp_path / "other", metrics | {"data": "mnist"})
     results = gather([first, second, third, second])
-    assert [[run.path for run in series] for series in _series(results).values()] == [
+    assert [[run.path for run in series] for series in series_of(results).values()] == [
         [str(run.path)] for run in (first, second, third)
     ]
     path = compare(results, tmp_path / "compare.html")
@@ -342,6 +367,7 @@ def test_masked_networks_are_compared_by_the_weights_that_they_have_left(tmp_pat
         results = gather([make_run(tmp_path / axis / str(number), each) for number, each in enumerate(runs)])
         plot = pareto(results)
         assert plot.head[2] == axis
+        assert "latency, p50 (% of dense)" in plot.svg()
         assert {row[2] == "12.5 %" for row in plot.rows} == {axis == "weights left"}
         assert axis in check_stands_alone(compare(results, tmp_path / "compare.html").read_text()).text
 
