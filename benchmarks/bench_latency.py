@@ -44,7 +44,7 @@ def by_calls(paths: list[Path], seed: int) -> tuple[float, float]:
     """A bootstrap over the rounds of one session for each model: what many tools report."""
     generator = np.random.default_rng(seed)
     times = np.empty((RUNS, 2))
-    module._measure([module._session(path, 1, "cpu") for path in paths], 1, times, generator)
+    module._measure([module.open_session(path, 1, "cpu") for path in paths], 1, times, generator)
     drawn = times[generator.integers(RUNS, size=(1000, RUNS))]
     ratios = np.median(drawn[:, :, 0], axis=1) / np.median(drawn[:, :, 1], axis=1)
     low, high = np.percentile(ratios, (2.5, 97.5))

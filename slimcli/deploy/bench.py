@@ -19,8 +19,9 @@ import numpy as np
 import onnxruntime as ort
 
 from slimcli.deploy.providers import PROVIDERS
+from slimcli.deploy.sessions import feed, open_session
 from slimcli.environment import conditions, environment
-from slimcli.errors import InputError, suggest
+from slimcli.errors import InputError
 from slimcli.records import JsonDict, Latency, Ratio
 
 STRETCHES = 10
@@ -87,7 +88,7 @@ def bench(
         sessions = {}
         for at in generator.permutation(len(paths)):
             started = time.perf_counter_ns()
-            sessions[at] = _session(Path(paths[at]), threads, provider)
+            sessions[at] = open_session(Path(paths[at]), threads, provider)
             cold[number, at] = (time.perf_counter_ns() - started) / 1e6
         _measure([sessions[at] for at in range(len(paths))], batch, times[number], generator)
     shown = [str(name) for name in (names or paths)]
@@ -102,7 +103,7 @@ def _measure(sessions: Sequence[ort.InferenceSession], batch: int, times: np.nda
     shapes = {str(_image(session.get_inputs()[0])) for session in sessions}
     if len(shapes) > 1:
         raise InputError(f"the models take different inputs: {', '.join(sorted(shapes))}", "compare models of one input shape")
-    feeds = [_feed(session, batch, generator) for session in sessions]
+    feeds = [feed(session, batch, generator) for session in sessions]
     _warm_up(sessions, feeds)
     for round_times in times:
         for at in generator.permutation(len(sessions)):
@@ -120,10 +121,10 @@ import sys
 from pathlib import Path
 import numpy as np
 import psutil
-from slimcli.deploy import bench
+from slimcli.deploy.sessions import feed, open_session
 before = psutil.Process().memory_info().rss
-session = bench._session(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
-session.run(None, bench._feed(session, int(sys.argv[4]), np.random.default_rng(0)))
+session = open_session(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+session.run(None, feed(session, int(sys.argv[4]), np.random.default_rng(0)))
 print(psutil.Process().memory_info().rss - before)
 """
 
@@ -133,39 +134,6 @@ def _memory(path: Path, threads: int, provider: str, batch: int) -> int | None:
     arguments = [sys.executable, "-P", "-c", _LOAD_AND_RUN, str(path), str(threads), provider, str(batch)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
-
-
-def _session(path: Path, threads: int, provider: str) -> ort.InferenceSession:
-    if provider not in PROVIDERS:
-        raise InputError(f"there is no provider {provider!r}", suggest(provider, PROVIDERS))
-    wanted = PROVIDERS[provider]
-    if wanted not in ort.get_available_providers():
-        raise InputError(f"this onnxruntime has no {wanted}", "install the onnxruntime build that has it (slimcli[gpu])")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(str(path), options, providers=[wanted])
-    except Exception as error:
-        raise InputError(f"onnxruntime cannot open {path}: {str(error).splitlines()[0][:200]}", "export it again") from error
-    if session.get_providers()[0] != wanted:
-        raise InputError(
-            f"onnxruntime fell back from {wanted} to {session.get_providers()[0]}", "check the driver and its libraries"
-        )
-    return session
-
-
-def _feed(session: ort.InferenceSession, batch: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
-    entry = session.get_inputs()[0]
-    shape = [batch if index == 0 else side for index, side in enumerate(entry.shape)]
-    if isinstance(entry.shape[0], int) and entry.shape[0] != batch:
-        raise InputError(f"an ONNX file has a fixed batch of {entry.shape[0]}", f"use --batch {entry.shape[0]}")
-    known = entry.type in ("tensor(float)", "tensor(uint8)")
-    if not known or not all(isinstance(side, int) for side in shape) or len(session.get_inputs()) > 1:
-        raise InputError(f"an ONNX input of {entry.type} {entry.shape} cannot be made up", "bench takes one input of images")
-    if entry.type == "tensor(uint8)":
-        return {entry.name: generator.integers(0, 256, shape, dtype=np.uint8)}
-    return {entry.name: generator.standard_normal(shape, dtype=np.float32)}
 
 
 def _milliseconds(session: ort.InferenceSession, feed: dict[str, np.ndarray]) -> float:

@@ -61,14 +61,14 @@ def test_calls_are_interleaved(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_ratio_is_of_the_medians(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other.onnx").write_bytes(file.read_bytes())
-    honest, speeds = module._session, {}
+    honest, speeds = module.open_session, {}
 
     def named(path: Path, *options: Any) -> Any:
         session = honest(path, *options)
         speeds[id(session)] = 3.0 if path == file else 1.5
         return session
 
-    monkeypatch.setattr(module, "_session", named)
+    monkeypatch.setattr(module, "open_session", named)
     monkeypatch.setattr(module, "_milliseconds", lambda session, feed: speeds[id(session)])
     (ratio,) = bench([file, tmp_path / "other.onnx"], runs=20).ratios
     assert (ratio.ratio, ratio.low, ratio.high) == pytest.approx((2.0, 2.0, 2.0))
@@ -89,14 +89,14 @@ def test_the_interval_is_that_of_independent_stretches(seed: int, stretches: int
 
 def test_the_interval_covers_differences_between_sessions(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two equal models each session is by chance some percent faster, for as long as it lives: most intervals hold 1."""
-    generator, honest, factors = np.random.default_rng(0), module._session, {}
+    generator, honest, factors = np.random.default_rng(0), module.open_session, {}
 
     def lucky(*arguments: Any) -> Any:
         session = honest(*arguments)
         factors[id(session)] = float(generator.normal(1.0, 0.02))
         return session
 
-    monkeypatch.setattr(module, "_session", lucky)
+    monkeypatch.setattr(module, "open_session", lucky)
     monkeypatch.setattr(module, "_milliseconds", lambda session, feed: factors[id(session)] + generator.exponential(0.005))
     held = sum(ratio.low <= 1 <= ratio.high for seed in range(40) for ratio in bench([file, file], runs=100, seed=seed).ratios)
     assert held >= 34
