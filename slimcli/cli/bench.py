@@ -19,6 +19,7 @@ def bench(
     batch: Annotated[int, typer.Option(help="Images per call.", min=1)] = 1,
     threads: Annotated[int, typer.Option(help="onnxruntime's threads.", min=1)] = 1,
     provider: Annotated[str, typer.Option(help="See `slim list providers`.")] = "cpu",
+    profile: Annotated[bool, typer.Option("--profile", help="Also where the time goes, by layer.")] = False,
     arch: o.Arch = None,
     arch_arg: o.ArchArg = None,
     input_shape: o.InputShape = None,
@@ -37,7 +38,7 @@ def bench(
     from slimcli.cli import tables
     from slimcli.pipeline import deploy
 
-    options = {"runs": runs, "batch": batch, "threads": threads, "provider": provider, "memory": True}
+    options = {"runs": runs, "batch": batch, "threads": threads, "provider": provider, "memory": True, "profiled": profile}
     if run:
         result = deploy.bench_folder(run, **options)
     else:
@@ -47,4 +48,4 @@ def bench(
     if json:
         console.print_json(result)
     else:
-        tables.show(tables.latencies(result))
+        tables.show(tables.latencies(result), *([tables.profiles(result)] if profile else []))

@@ -116,12 +116,29 @@ def latencies(result: JsonDict) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("model", "p50", "p90", "p99", "cold start", "memory", "faster than the first (95 %)"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    ratios = {ratio["to"]: ratio for ratio in result["ratios"]}
-    for model in result["models"]:
-        ms, ratio = model["latency_ms"], ratios.get(model["path"])
+    for model, ratio in zip(result["models"], [None, *result["ratios"]], strict=True):
+        ms = model["latency_ms"]
         against = f"{ratio['ratio']:.2f} x ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
         once = f"{model['cold_start_ms']:.1f}", _size(model["memory_bytes"]) if model["memory_bytes"] else ""
         table.add_row(model["path"], *(f"{ms[key]:.3f}" for key in ("p50", "p90", "p99")), *once, against)
+    return table
+
+
+def profiles(result: JsonDict) -> Table:
+    """Where the time of each model goes: what `slim bench --profile` prints below."""
+    models = result["models"]
+    table = Table(title="ms of a call by layer, from onnxruntime's profile (which takes time itself)", title_justify="left")
+    table.add_column("")
+    for model in models:
+        table.add_column(model["path"], justify="right")
+    costs = [{(each["name"], each["op"]): each["milliseconds"] for each in model["profile"]} for model in models]
+    between = models[0]["profile"][-1]["op"]
+    seen = list({row: None for each in costs for row in each})
+    rows = sorted(seen, key=lambda row: (not row[0], row[1] == between))  # layers first, each where it ran
+    for number, row in enumerate(rows):
+        last_layer = bool(row[0]) and not rows[number + 1][0]
+        cells = (f"{each[row]:.4f}" if row in each else "" for each in costs)
+        table.add_row(row[0] or row[1], *cells, end_section=last_layer)
     return table
 
 

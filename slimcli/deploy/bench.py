@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from slimcli.deploy.profile import Cost, profile
 from slimcli.deploy.providers import PROVIDERS
 from slimcli.deploy.sessions import feed, open_session
 from slimcli.environment import conditions, environment
@@ -35,7 +36,8 @@ class Bench:
     """Latencies by path, in the order given, and the first model's ratio to each other one.
 
     `samples` are all calls in ms (stretches x calls x models); `cold` is what creating a session took, in ms, the median over the
-    stretches; `memory` what a process that loads and runs the model once grows by, in bytes (None if not asked for).
+    stretches; `memory` what a process that loads and runs the model once grows by, in bytes, and `profiles` where its time goes
+    (None if not asked for).
     """
 
     latencies: tuple[tuple[str, Latency], ...]
@@ -43,6 +45,7 @@ class Bench:
     samples: np.ndarray
     cold: tuple[float, ...]
     memory: tuple[int | None, ...]
+    profiles: tuple[list[Cost] | None, ...]
 
     def to_json(self) -> JsonDict:
         """The object that `slim bench --json` prints."""
@@ -55,11 +58,16 @@ class Bench:
                     "memory_bytes": self.memory[at],
                     "samples_ms": [[round(float(each), 5) for each in stretch] for stretch in self.samples[:, :, at]],
                 }
+                | self._profile(at)
                 for at, (path, latency) in enumerate(self.latencies)
             ],
             "ratios": [asdict(ratio) for ratio in self.ratios],
             "environment": environment() | conditions(),
         }
+
+    def _profile(self, at: int) -> JsonDict:
+        costs = self.profiles[at]
+        return {} if costs is None else {"profile": [asdict(cost) for cost in costs]}
 
 
 def bench(
@@ -72,6 +80,7 @@ def bench(
     provider: str = "cpu",
     seed: int = 0,
     memory: bool = False,
+    profiled: bool = False,
 ) -> Bench:
     """Measure ONNX files, one call of each in turn, at least `runs` times, in an order drawn anew every round.
 
@@ -95,7 +104,8 @@ def bench(
     latencies = tuple((name, _latency(times[:, :, at], threads, batch, provider)) for at, name in enumerate(shown))
     ratios = tuple(_ratio(times, at, shown) for at in range(1, len(shown)))
     grown = tuple(_memory(Path(path), threads, provider, batch) if memory else None for path in paths)
-    return Bench(latencies, ratios, times, tuple(np.median(cold, axis=0).tolist()), grown)
+    profiles = tuple(profile(Path(path), batch, threads, provider) if profiled else None for path in paths)
+    return Bench(latencies, ratios, times, tuple(np.median(cold, axis=0).tolist()), grown, profiles)
 
 
 def _measure(sessions: Sequence[ort.InferenceSession], batch: int, times: np.ndarray, generator: np.random.Generator) -> None:

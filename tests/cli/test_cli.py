@@ -94,6 +94,8 @@ def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
         (("prune", "model.pt", "--method", "hbpf"), ("hbpf", "'hbfp'")),
         (("prune", "model.pt", "--macs", "1.5"), ("--macs", "(0, 1]")),
         (("prune", "model.pt", "--params", "0"), ("--params", "(0, 1]")),
+        (("prune", "model.pt", "--latency", "fast"), ("--latency fast", "2ms")),
+        (("prune", "model.pt", "--latency", "0.5", "--round-to", "x"), ("--round-to 'x'", "commas")),
         (("prune", "model.pt", "--macs", "150%"), ("--macs 1.5", "(0, 1]")),
         (("prune", "model.pt", "--macs", "half"), ("--macs 'half'", "25%")),
         (("prune", "model.pt", "--widths", "4", "5"), ("(5)", "--widths 4,5")),
