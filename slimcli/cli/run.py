@@ -29,6 +29,12 @@ def run(
             help="Repeat it with these seeds: 0,1,2. Its card then goes into the run folder.", show_default="the recipe's"
         ),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Of its steps these alone, and what they start from; may be repeated, and be a pattern: 'SAP*'."
+        ),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="32, bf16 or auto, for every step.", show_default="the recipe's")] = None,
     jobs: Annotated[
         int, typer.Option(help="Steps carried out side by side, each with its share of the cores and a log of its own.", min=1)
@@ -41,9 +47,9 @@ def run(
     """Carry out a whole recipe: train, prune, export, bench, report."""
     how = {"device": device, "devices": devices, "precision": precision}
     changes = {name: value for name, value in how.items() if value is not None}
-    if resume is not None and (recipe is not None or out is not None or overwrite or seeds):
+    if resume is not None and (recipe is not None or out is not None or overwrite or seeds or only):
         raise SettingsError(
-            "--resume goes on in its own folder with its own recipe", "leave RECIPE.toml, -o, --overwrite and --seeds out"
+            "--resume goes on in its own folder with its own recipe", "leave RECIPE.toml, -o, --overwrite, --seeds and --only out"
         )
     if resume is None:
         path = Path(arguments.started(str(recipe) if recipe else None, "RECIPE.toml", "run"))
@@ -54,7 +60,8 @@ def run(
     if resume is not None:
         outcome = resume_recipe(resume, changes, progress, jobs)
     else:
-        outcome = run_recipe(path, out, progress, overwrite, changes, arguments.numbers(seeds, "--seeds", int), jobs)
+        chosen = arguments.numbers(seeds, "--seeds", int)
+        outcome = run_recipe(path, out, progress, overwrite, changes, chosen, jobs, only or ())
     if outcome is None:
         return 0
     if json:

@@ -49,23 +49,26 @@ def run_recipe(
     changes: Mapping[str, Any] | None = None,
     seeds: Sequence[int] | None = None,
     jobs: int = 1,
+    only: Sequence[str] = (),
 ) -> RecipeResult | None:
     """Carry out the recipe: one step without a card directly in the run folder; else in `train/`, `prune-1/`, ... below it.
 
-    `changes` are settings of how and where to compute, for every step. With other `seeds` than its own the card goes into the run
-    folder. Up to `jobs` steps that do not wait for each other are carried out side by side, each in a process with its share of
-    the cores. All settings and folders are checked before the first step. Raises an `InputError`, or what a step raises. None in
-    a process that only helps process 0. A recipe is trusted like a Makefile: it may name code (`arch = "file.py:build"`,
-    `trust_pickle = true`), so read one before you run it.
+    `changes` are settings of how and where to compute, for every step. With `only` some of its steps (by their names, or
+    patterns; and those that they start from), or other `seeds` than its own, the card goes into the run folder. Up to `jobs`
+    steps that do not wait for each other are carried out side by side, each in a process with its share of the cores. All
+    settings and folders are checked before the first step. Raises an `InputError`, or what a step raises. None in a process
+    that only helps process 0. A recipe is trusted like a Makefile: it may name code (`arch = "file.py:build"`, `trust_pickle
+    = true`), so read one before you run it.
     """
     progress = progress or Progress()
     recipe = read(path, seeds).changed(changes or {})
+    recipe = recipe.only(only) if only else recipe
     recipe.check_devices()
     _check_jobs(jobs)
     if recipe.several and out is None and processes.world() > 1:
         raise SettingsError("several processes need to know the run folder before it is there", "name it with -o")
     folder = out or _default_folder(recipe)
-    if recipe.card is not None and recipe.seeds != read(path).seeds:  # beside the recipe stands the card of its own seeds
+    if recipe.card is not None and (only or recipe.seeds != read(path).seeds):  # beside the recipe stands that of all of it
         recipe = replace(recipe, path=folder / recipe.path.name)
     if processes.is_main():
         RunDir(folder).check_free(overwrite)
@@ -168,7 +171,7 @@ class _Steps:
         children: list[Child] = []
         try:
             while waiting or children:
-                ready = [step for step in waiting if self._needs(step) <= self._finished.keys()]
+                ready = [step for step in waiting if self.recipe.needs(step) <= self._finished.keys()]
                 for step in ready[: jobs - len(children)]:
                     waiting.remove(step)
                     log = container.path / f"{step.folder}.log"
@@ -200,11 +203,6 @@ class _Steps:
         alone = Recipe(recipe, (Step(step.folder, self._placed(step)),), None)
         recipe.write_text(tomli_w.dumps(alone.to_toml()))
         return ["run", str(recipe), "-o", folder, *(["--overwrite"] if self.overwrite else [])]
-
-    def _needs(self, step: Step) -> set[str]:
-        """The folders of the steps that must be finished before it."""
-        first = self.recipe.steps[0].folder if step.labels.get("match") == "compute" else ""
-        return {folder for folder in (step.start, step.like, step.teacher, first) if folder}
 
     def _begin(self, step: Step) -> bool:
         """Note that the step is begun; whether it was before, so that it is gone on with."""

@@ -18,8 +18,9 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +66,12 @@ class Step:
 
     def with_seed(self, seed: int) -> Step:
         """The same step of the repetition with that seed."""
+        named = self.renamed(lambda folder: f"seed-{seed}-{folder}" if folder else "")
+        return replace(named, settings=replace(self.settings, seed=seed), seed=seed)
 
-        def named(folder: str) -> str:
-            return f"seed-{seed}-{folder}" if folder else ""
-
-        return replace(
-            self,
-            folder=named(self.folder),
-            start=named(self.start),
-            like=named(self.like),
-            teacher=named(self.teacher),
-            settings=replace(self.settings, seed=seed),
-            seed=seed,
-        )
+    def renamed(self, name: Callable[[str], str]) -> Step:
+        """The same step where all folders are called otherwise."""
+        return replace(self, folder=name(self.folder), start=name(self.start), like=name(self.like), teacher=name(self.teacher))
 
 
 @dataclass(frozen=True)
@@ -110,6 +104,27 @@ class Recipe:
     def folder_of(self, step: Step, folder: Path) -> Path:
         """Where the step's run goes."""
         return folder / step.folder if self.several else folder
+
+    def needs(self, step: Step) -> set[str]:
+        """The folders of the steps that must be finished before it."""
+        first = self.steps[0].folder if step.labels.get("match") == "compute" else ""
+        return {folder for folder in (step.start, step.like, step.teacher, first) if folder}
+
+    def only(self, names: Sequence[str]) -> Recipe:
+        """The steps of these names (or patterns), and those that they need; `SettingsError` for a name that no step has."""
+        labels = [step.label for step in self.plain]
+        for name in names:
+            if not any(fnmatchcase(label, name) for label in labels):
+                raise SettingsError(f"{self.path} has no step {name!r}", suggest(name, labels))
+        plain = {step.folder: step for step in _ordered(self.plain)}
+        alone = replace(self, seeds=())
+        wanted = {step.folder for step in plain.values() if any(fnmatchcase(step.label, name) for name in names)}
+        while more := {folder for each in wanted for folder in alone.needs(plain[each])} - wanted:
+            wanted |= more
+        kept = [step for step in self.plain if step.folder in wanted]
+        trains, prunes = ([step.folder for step in kept if step.settings.table() == kind] for kind in ("train", "prune"))
+        numbered = dict(zip([*trains, *prunes], [*_folders("train", len(trains)), *_folders("prune", len(prunes))], strict=True))
+        return replace(self, plain=tuple(step.renamed(lambda folder: numbered.get(folder, "")) for step in kept))
 
     def changed(self, changes: Mapping[str, Any]) -> Recipe:
         """The same steps, computed otherwise."""
@@ -152,9 +167,8 @@ def read(path: Path, seeds: Sequence[int] | None = None) -> Recipe:
     trains, prunes = (_tables(content, kind, path) for kind in ("train", "prune"))
     if not isinstance(content.get("card", {}), dict):
         raise SettingsError(f"{path}: {content['card']!r} stands where a table is wanted", "write [card]")
-    folders = ["train", *(f"train-{number}" for number in range(2, len(trains) + 1))]
-    trained = list(zip(folders, trains, strict=False))
-    pruned = [(f"prune-{number}", table) for number, table in enumerate(prunes, start=1)]
+    trained = list(zip(_folders("train", len(trains)), trains, strict=True))
+    pruned = list(zip(_folders("prune", len(prunes)), prunes, strict=True))
     later = {name for folder, table in pruned for name in (folder, table.get("name")) if isinstance(name, str)}
     first = 0 if trains and str(trains[0].get("like")) in later else 1
     tables = [*trained[:first], *pruned, *trained[first:]]
@@ -173,6 +187,11 @@ def read(path: Path, seeds: Sequence[int] | None = None) -> Recipe:
     recipe = Recipe(path, tuple(steps), wanted, _seeds(own, path))
     _check_whole(recipe)
     return recipe
+
+
+def _folders(kind: str, count: int) -> list[str]:
+    """What the folders of so many steps are called."""
+    return [f"{kind}-{number}" if kind == "prune" or number > 1 else kind for number in range(1, count + 1)]
 
 
 def _ordered(steps: Sequence[Step]) -> tuple[Step, ...]:

@@ -13,7 +13,9 @@ from slimcli.errors import FellShortError, SettingsError, SlimError
 from slimcli.pipeline.child import Child
 from slimcli.pipeline.recipe import resume_recipe, run_recipe
 from slimcli.pipeline.steps import read
-from slimcli.report.compare import _course, _series, compare, gather
+from slimcli.report.compare import compare, gather
+from slimcli.report.courses import _course
+from slimcli.report.series import series_of
 from slimcli.rundir import RunDir
 from slimcli.training.engine import Engine
 from tests.said import Said
@@ -80,6 +82,42 @@ def test_what_is_written_down_means_the_same(tmp_path: Path, monkeypatch: pytest
 def test_a_control_comes_after_a_pruning_that_begins_with_a_checkpoint(tmp_path: Path) -> None:
     content = {"train": {"like": "I", "match": "epochs", **TRAIN}, "prune": {"name": "I", "model": "x.pt", **PRUNE}}
     assert [step.folder for step in read(write(tmp_path / "r.toml", content)).steps] == ["prune-1", "train"]
+
+
+def test_some_steps_bring_those_that_they_need(tmp_path: Path) -> None:
+    recipe = read(write(tmp_path / "r.toml", CONTENT))
+    needed = {
+        ("I",): ["dense", "I"],
+        ("other",): ["dense", "other"],
+        ("II",): ["dense", "I", "II"],
+        ("taught", "other"): ["dense", "I", "II", "other", "taught"],
+        ("scratch",): ["dense", "I", "II", "scratch"],
+        ("as much compute",): ["dense", "I", "II", "as much compute"],
+        ("*",): [step.label for step in recipe.plain],
+        ("[Io]*",): ["dense", "I", "II", "other"],
+    }
+    for names, labels in needed.items():
+        some = recipe.only(names)
+        assert [step.label for step in some.plain] == labels
+        again = read(write(tmp_path / "some.toml", some.to_toml()))  # as a run that goes on reads it
+        assert [(step.folder, step.start, step.like, step.teacher) for step in again.steps] == [
+            (step.folder, step.start, step.like, step.teacher) for step in some.steps
+        ]
+    with pytest.raises(SettingsError, match="no step 'III'") as caught:
+        recipe.only(["I", "III"])
+    assert "'II'" in caught.value.hint
+
+
+def test_the_card_of_some_steps_leaves_that_of_the_recipe_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.toml", CONTENT)
+    result = run_recipe(path, tmp_path / "run", seeds=[3], only=["other"])
+    assert result is not None
+    assert [step["label"] for step in result.steps] == ["dense", "other"]
+    assert result.card == tmp_path / "run/card.md"
+    assert not (tmp_path / "card.md").exists()
+    again = resume_recipe(tmp_path / "run")
+    assert again is not None
+    assert [step["step"] for step in again.steps] == [step["step"] for step in result.steps]
 
 
 def test_what_every_step_says_is_said_once(tmp_path: Path) -> None:
@@ -206,7 +244,9 @@ def test_the_folder_of_a_recipe_stands_for_the_runs_that_its_card_shows(whole: P
     minutes = {event["step"]: event["seconds"] for event in RunDir(whole / "out").read_journal() if event["event"] == "step"}
     assert all(result.seconds == minutes[Path(result.path).name] for result in results)
     assert gather([RunDir(whole / "out"), RunDir(whole / "out" / "seed-3-prune-1")]) == results
-    means = {name: [len(values) for values in _course(series, "score", 1).values()] for name, series in _series(results).items()}
+    means = {
+        name: [len(values) for values in _course(series, "score", 1).values()] for name, series in series_of(results).items()
+    }
     assert all(number == 2 for numbers in means.values() for number in numbers), "a curve is the mean of both seeds"
 
 
