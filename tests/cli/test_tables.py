@@ -56,3 +56,29 @@ def test_names_in_short_by_example() -> None:
 def test_a_step_that_fell_short_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     tables.show(tables.steps([step("dense"), step("slim", "it lost too much")]))
     assert "fell short" in capsys.readouterr().out
+
+
+def test_a_model_twice_has_its_ratio_once(capsys: pytest.CaptureFixture[str]) -> None:
+    latency = {"p50": 1.0, "p90": 1.0, "p99": 1.0, "provider": "CPU", "threads": 1, "batch": 1, "runs": 10}
+    model = {"path": "a.onnx", "latency_ms": latency, "cold_start_ms": 1.0, "memory_bytes": None}
+    ratio = {"of": "a.onnx", "to": "a.onnx", "ratio": 1.01, "low": 0.99, "high": 1.02}
+    tables.show(tables.latencies({"models": [model, model], "ratios": [ratio]}))
+    assert capsys.readouterr().out.count("1.01 x") == 1
+
+
+def test_profiles_stand_side_by_side_layers_first(capsys: pytest.CaptureFixture[str]) -> None:
+    def cost(name: str, op: str, milliseconds: float) -> JsonDict:
+        return {"name": name, "op": op, "milliseconds": milliseconds}
+
+    dense = [cost("conv1", "", 0.5), cost("fc", "", 0.25), cost("", "Relu", 0.1), cost("", "between", 0.2)]
+    small = [cost("conv1", "", 0.3), cost("fc", "", 0.15), cost("", "Quantize", 0.1), cost("", "between", 0.4)]
+    models = [{"path": "dense", "profile": dense}, {"path": "small", "profile": small}]
+    tables.show(tables.profiles({"models": models}))
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert lines == [
+        ["conv1", "0.5000", "0.3000"],
+        ["fc", "0.2500", "0.1500"],
+        ["Relu", "0.1000", ""],
+        ["Quantize", "", "0.1000"],
+        ["between", "0.2000", "0.4000"],
+    ]
