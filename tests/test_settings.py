@@ -141,6 +141,8 @@ OUT_OF_RANGE: list[tuple[type[Any], dict[str, Any], str]] = [
     (PruneSettings, {"widths": (4, 0)}, "--widths"),
     (PruneSettings, {"round_to": "automatic"}, "--round-to"),
     (PruneSettings, {"round_to": (8, 0)}, "--round-to"),
+    (PruneSettings, {"round_to": 0}, "--round-to"),
+    (PruneSettings, {"round_to": ()}, "--round-to"),
     (PruneSettings, {"iterations": -1}, "--iterations"),
     (PruneSettings, {"window": 0}, "--window"),
     (PruneSettings, {"max_drop": -1.0}, "--max-drop"),
@@ -222,6 +224,12 @@ def test_a_latency_is_a_time_or_a_share(text: str | float, limit: float) -> None
 def test_what_is_neither_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="neither a time nor a share"):
         PruneSettings(latency=text)
+
+
+@pytest.mark.parametrize(("given", "multiples"), [(8, (8,)), ([4, 8], (4, 8)), ("auto", ()), (None, ())], ids=str)
+def test_multiples_are_one_number_or_several(given: Any, multiples: tuple[int, ...]) -> None:
+    table = {"model": "a.pt"} | ({} if given is None else {"round_to": given})
+    assert PruneSettings.from_recipe(table).multiples == multiples
 
 
 def test_every_setting_can_be_written_into_a_recipe() -> None:

@@ -13,11 +13,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import platformdirs
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from onnx import TensorProto, helper, numpy_helper
 
 from slimcli.disk import write_atomically
 from slimcli.environment import environment
+from slimcli.errors import StorageError
 from slimcli.records import LayerShape
 
 WIDTHS = range(33, 97)
@@ -33,6 +34,8 @@ _TYPICAL = {
 }
 _LEAST_SECONDS, _LEAST_CALLS, _MOST_CALLS = 0.005, 5, 200
 _OPSET, _IR = 18, 10
+_PATIENCE = 60
+"""Seconds to wait for another process that measures."""
 
 
 class LayerTimes:
@@ -73,13 +76,16 @@ def fast_multiples() -> dict[str, int]:
     It is the one whose multiples take the least time for their size.
     """
     path, key = cached_multiples(), this_machine()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # a run in several processes measures in one of them
-        known = _read(path)
-        if key not in known:
-            known[key] = _swept()
-            write_atomically(path, json.dumps(known, indent=1).encode())
-        return known[key]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock"), timeout=_PATIENCE):  # a run in several processes measures in one of them
+            known = _read(path)
+            if key not in known:
+                known[key] = _swept()
+                write_atomically(path, json.dumps(known, indent=1).encode())
+            return known[key]
+    except (OSError, Timeout, StorageError):  # nowhere to remember it
+        return _swept()
 
 
 def cached_multiples() -> Path:
@@ -98,7 +104,8 @@ def _read(path: Path) -> dict[str, dict[str, int]]:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return {key: each for key, each in known.items() if set(each) == set(_TYPICAL)} if isinstance(known, dict) else {}
+    entries = known.items() if isinstance(known, dict) else ()
+    return {key: each for key, each in entries if isinstance(each, dict) and set(each) == set(_TYPICAL)}
 
 
 def _swept() -> dict[str, int]:

@@ -19,11 +19,12 @@ def shapes_of(model: nn.Module, input_shape: Sequence[int]) -> dict[str, LayerSh
     found: dict[str, LayerShape] = {}
     names = {layer: name for name, layer in layers_of(model).items()}
 
-    def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if isinstance(layer, Layer) and inputs and isinstance(inputs[0], Tensor):
-            found.setdefault(names[layer], _shape_of(layer, inputs[0]))
+    def note(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        read = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
+        if isinstance(layer, Layer) and read is not None:
+            found.setdefault(names[layer], _shape_of(layer, read))
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in names]
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in names]
     reference = next(model.parameters())
     try:
         with evaluating(model), torch.no_grad():

@@ -73,8 +73,8 @@ class Budget:
 
     def _multiples(self, dense: Network) -> dict[str, int]:
         """What the channels of each group are rounded to: what was asked for, or what is fast here."""
-        if not isinstance(self._settings.round_to, str):
-            return per_group("--round-to", self._settings.round_to or (1,), dense.prunable)
+        if self._settings.round_to != AUTO:
+            return per_group("--round-to", self._settings.multiples or (1,), dense.prunable)
         by_kind = fast_multiples()
         fast = {name: by_kind[shape.kind] for name, shape in shapes_of(dense.model, self._input_shape).items()}
         return multiples_of(dense.prunable, fast, {layer.name: layer.macs for layer in dense.cost.layers})
@@ -91,7 +91,7 @@ class Budget:
             if found is None:
                 raise SettingsError(
                     f"the budget is out of reach with widths that are multiples of {max(multiples.values())}",
-                    "ask for less, or a smaller --round-to",
+                    "keep more, or give a smaller --round-to",
                 )
             return found
 
@@ -136,7 +136,7 @@ class Budget:
         channels = {group.name: group.channels for group in network.groups}
         if self.units:
             counts = {name: min(wanted, max(0, channels[name] - self.units[name])) for name, wanted in counts.items()}
-        if set(self.multiples.values()) > {1}:
+        if self.units and set(self.multiples.values()) - {1}:
             return counts  # the widths are the least that meets the budget
 
         if self._settings.macs is None and self._settings.params is None:

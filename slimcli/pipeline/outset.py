@@ -77,9 +77,9 @@ def start(
             raise SettingsError(
                 f"--latency {settings.latency} is out of reach: the network takes {network.latency.dense:.3g} ms here, and too "
                 "little of it is in what can be removed",
-                "ask for less" + ("" if settings.linear else ", or let hidden linear layers shrink too: --linear"),
+                "allow more time" + ("" if settings.linear else ", or let hidden linear layers shrink too: --linear"),
             )
-        state.units = aim
+        state.units = plan.budget.units = aim
     return state, plan, Origins(model, groups, data.shape, known)
 
 

@@ -50,15 +50,18 @@ class Pace:
         return Timed(slim.p50, dense.p50)
 
     def aim(self, network: Network, budget: Budget) -> dict[str, int] | None:
-        """Units of each group that keep the network, which has been timed, within the budget; None where no widths do.
+        """Units of each group that keep the timed network within the budget; None where not even the narrowest do.
 
         What is foretold from the times of single layers is tried: a copy is cut and timed, and where it was too slow, or much
-        faster than need be, a narrower or wider one is looked for.
+        faster than need be, a narrower or wider one is looked for. Of a network within the budget everything stays.
         """
         assert network.latency is not None
+        channels = {group.name: group.channels for group in network.prunable}
+        present = network.latency.slim / budget.milliseconds(network.latency)
+        if present <= 1:
+            return channels
         shapes = shapes_of(network.model, self._shape)
         outlook = TimeOutlook(shapes, network.wirings(self._shape), self._layers.of, network.latency.slim)
-        channels = {group.name: group.channels for group in network.prunable}
 
         def gone(units: Mapping[str, int]) -> dict[str, int]:
             return {name: channels[name] - units[name] for name in channels}
@@ -66,21 +69,28 @@ class Pace:
         def foretold(units: Mapping[str, int]) -> float:
             return outlook.after(gone(units))
 
-        limit, best, widest = budget.milliseconds(network.latency), None, 0.0
+        def used(units: Mapping[str, int]) -> float:
+            timed = self.time(self._cut(network, gone(units)))
+            return timed.slim / budget.milliseconds(timed)
+
         narrowest = {group.name: choices_of(group, budget.multiples[group.name])[0] for group in network.prunable}
-        tried: list[dict[str, int]] = []
+        known = [(foretold(channels), present)]  # what was foretold, and the share of the budget that was used
+        limit, best, widest = budget.milliseconds(network.latency), None, 0.0
+        tried = [channels]
         for _ in range(_TRIALS):
             units = widths_in_time(network.prunable, budget.multiples, budget.dense_units, foretold, limit) or narrowest
             if units in tried:
                 break
             tried.append(units)
-            timed = self.time(self._cut(network, gone(units)))
-            used = timed.slim / budget.milliseconds(timed)
-            if widest < used <= 1:
-                best, widest = units, used
-            if _NEAR <= used <= 1:
+            share = used(units)
+            known.append((foretold(units), share))
+            if widest < share <= 1:
+                best, widest = units, share
+            if _NEAR <= share <= 1:
                 break
-            limit = foretold(units) * _CENTRE / used
+            limit = _where(known)
+        if best is None and narrowest not in tried and used(narrowest) <= 1:
+            return narrowest
         return best
 
     def _cut(self, network: Network, counts: Mapping[str, int]) -> nn.Module:
@@ -92,3 +102,13 @@ class Pace:
         assert self._folder is not None
         image = torch.zeros(1, *self._shape)
         return export_onnx(model, Path(self._folder.name) / f"{name}.onnx", image, tolerance=_ANY_ERROR).path
+
+
+def _where(known: Sequence[tuple[float, float]]) -> float:
+    """What must be foretold for the budget to be used as it should be: on the line through the two points that are nearest to it,
+    as part of the time is fixed.
+    """
+    (one, at_one), (other, at_other) = sorted(known, key=lambda point: abs(point[1] - _CENTRE))[:2]
+    if at_one == at_other or one == other or (at_one - at_other) * (one - other) < 0:  # noise
+        return one * _CENTRE / at_one
+    return max(0.0, one + (_CENTRE - at_one) * (other - one) / (at_other - at_one))

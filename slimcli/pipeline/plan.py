@@ -74,7 +74,10 @@ class Plan:
                     what = f"loses {got} of {group.width} channels in an iteration, not {asked}: {why}"
                     found.setdefault(what, []).append(group.name)
             wanted, kept = self.budget.widths.get(group.name, 0), self.budget.units.get(group.name, 0) * group.per_unit
-            if kept != wanted:
+            if self.budget.units and not self.budget.widths:
+                what = f"is to keep {kept} of {group.width} channels, by the time that they take"
+                found.setdefault(what, []).append(group.name)
+            elif kept != wanted:
                 what = f"keeps {kept} channels, not {wanted}: {together}"
                 if multiple := self.budget.multiples.get(group.name):
                     what = f"keeps {kept} channels, by multiples of {multiple} (the budget's even share is {wanted})"

@@ -39,7 +39,10 @@ def settings_of(run: RunDir, kind: type[S], changes: Mapping[str, Any]) -> S:
                 f"--{name.rstrip('_').replace('_', '-')} cannot change when a run goes on: its recipe says what is done",
                 f"only {flags} can; or start another run",
             )
-    return kind.from_recipe(recipe[table] | dict(changes))
+    content = recipe[table] | dict(changes)
+    if table == "prune" and "widths" not in content and ("macs" in content or "params" in content):
+        content = {"round_to": 1} | content  # a run of an older version did not round
+    return kind.from_recipe(content)
 
 
 def is_complete(run: RunDir) -> str | None:

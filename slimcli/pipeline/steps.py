@@ -114,17 +114,19 @@ class Recipe:
         """The steps of these names (or patterns), and those that they need; `SettingsError` for a name that no step has."""
         labels = [step.label for step in self.plain]
         for name in names:
-            if not any(fnmatchcase(label, name) for label in labels):
+            if not any(_is_called(label, name) for label in labels):
                 raise SettingsError(f"{self.path} has no step {name!r}", suggest(name, labels))
         plain = {step.folder: step for step in _ordered(self.plain)}
         alone = replace(self, seeds=())
-        wanted = {step.folder for step in plain.values() if any(fnmatchcase(step.label, name) for name in names)}
+        wanted = {step.folder for step in plain.values() if any(_is_called(step.label, name) for name in names)}
         while more := {folder for each in wanted for folder in alone.needs(plain[each])} - wanted:
             wanted |= more
         kept = [step for step in self.plain if step.folder in wanted]
         trains, prunes = ([step.folder for step in kept if step.settings.table() == kind] for kind in ("train", "prune"))
         numbered = dict(zip([*trains, *prunes], [*_folders("train", len(trains)), *_folders("prune", len(prunes))], strict=True))
-        return replace(self, plain=tuple(step.renamed(lambda folder: numbered.get(folder, "")) for step in kept))
+        some = replace(self, plain=tuple(step.renamed(lambda folder: numbered.get(folder, "")) for step in kept))
+        _check_whole(some)
+        return some
 
     def changed(self, changes: Mapping[str, Any]) -> Recipe:
         """The same steps, computed otherwise."""
@@ -192,6 +194,11 @@ def read(path: Path, seeds: Sequence[int] | None = None) -> Recipe:
 def _folders(kind: str, count: int) -> list[str]:
     """What the folders of so many steps are called."""
     return [f"{kind}-{number}" if kind == "prune" or number > 1 else kind for number in range(1, count + 1)]
+
+
+def _is_called(label: str, name: str) -> bool:
+    """Whether that is its name, or a pattern of it."""
+    return label == name or fnmatchcase(label, name)
 
 
 def _ordered(steps: Sequence[Step]) -> tuple[Step, ...]:

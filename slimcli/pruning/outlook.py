@@ -74,7 +74,8 @@ class TimeOutlook:
     def _narrowed(self, name: str, shape: LayerShape, counts: Mapping[str, int]) -> LayerShape:
         outputs = shape.outputs - self._channels.outputs_gone(name, counts)
         if shape.groups > 1 and shape.groups == shape.inputs:
-            return replace(shape, inputs=outputs * shape.inputs // shape.outputs, outputs=outputs, groups=outputs)
+            inputs = outputs * shape.inputs // shape.outputs
+            return replace(shape, inputs=inputs, outputs=outputs, groups=inputs)
         return replace(shape, inputs=shape.inputs - self._channels.inputs_gone(name, counts), outputs=outputs)
 
 

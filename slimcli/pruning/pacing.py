@@ -23,9 +23,9 @@ def widths_in_time(
     From the present widths on, again and again the narrower width that saves most time for what it loses: the rise of the
     squared share of the `dense` units that the group has lost, for each of its layers, so that who lost much pays more for the
     next. A width that saves nothing (most do: time comes in steps) is never taken. At the end groups are widened where that
-    stays within the limit. None where even the narrowest widths take longer.
+    stays within the limit. None where no narrower width of any group saves time any more.
     """
-    choices = {group.name: _few(choices_of(group, multiples[group.name]), group, multiples[group.name]) for group in groups}
+    choices = {group.name: _few(choices_of(group, multiples[group.name])) for group in groups}
     units = {group.name: group.channels for group in groups}
     layers = {group.name: len(group.layers) for group in groups}
 
@@ -49,7 +49,6 @@ def widths_in_time(
     return units
 
 
-def _few(choices: Sequence[int], group: ChannelGroup, multiple: int) -> list[int]:
+def _few(choices: Sequence[int]) -> list[int]:
     """At most about `_CHOICES` of them, evenly spread."""
-    step = multiple * math.ceil(group.width / multiple / _CHOICES) / group.per_unit
-    return [units for units in choices if units % step == 0 or units in (choices[0], choices[-1])]
+    return sorted({choices[0], *choices[:: -math.ceil(len(choices) / _CHOICES)]})

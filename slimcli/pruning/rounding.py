@@ -94,13 +94,11 @@ def multiples_of(groups: Sequence[ChannelGroup], fast: Mapping[str, int], macs: 
     found = {}
     for group in groups:
         largest = max(group.layers, key=lambda layer: macs[layer])
-        found[group.name] = max(1, min(fast.get(largest, 1), _power_of_two(group.width // 4)))
+        multiple = fast.get(largest, 1)
+        while multiple > 1 and math.lcm(multiple, group.per_unit) > group.width // 4:
+            multiple //= 2
+        found[group.name] = multiple
     return found
-
-
-def _power_of_two(most: int) -> int:
-    """The largest one that is no more than this; 1 at least."""
-    return 1 << max(0, most.bit_length() - 1)
 
 
 def choices_of(group: ChannelGroup, multiple: int) -> list[int]:

@@ -41,11 +41,11 @@ def tradeoff(result: Result) -> Plot | None:
     networks, measure = _networks(result), result.measure
     paper = points(result.metrics["arch"], result.metrics["data"]) if measure.is_top1 else []
     timed = any(network.p50 is not None for network in networks)
-    beside = " Stars are the networks that the method's paper reports for this network and these data." if paper else ""
+    beside = " Stars are the networks that HBFP's paper reports for this network and these data." if paper else ""
     return Plot(
         name="tradeoff",
         title=f"{measure.opening} against MACs{' and measured latency' * timed}",
-        caption=f"{measure.opening} on the test split. Up and to the left is better.{beside}",
+        caption=f"{measure.opening} on the test split. {'Up' if measure.higher else 'Down'} and to the left is better.{beside}",
         description=f"{'Two scatter charts' if timed else 'A scatter chart'}, {measure.title} upwards: to the right the MACs in "
         f"percent of the dense network{', and the p50 latency in milliseconds' * timed}. A square is the dense network, a circle "
         f"the slim one{', a diamond and a triangle are the same in INT8' * any('INT8' in each.name for each in networks)}.",

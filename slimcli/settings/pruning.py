@@ -41,7 +41,7 @@ class PruneSettings(DataSettings, FitSettings):
     params: float | None = None
     latency: str | float | None = None
     widths: tuple[int, ...] | None = None
-    round_to: str | tuple[int, ...] | None = None
+    round_to: int | str | tuple[int, ...] | None = None
     iterations: int | None = None
     max_drop: float = 1.0
     criterion: str | None = None
@@ -98,10 +98,8 @@ class PruneSettings(DataSettings, FitSettings):
                 at_least(flag, count, least)
         for width in self.widths or ():
             at_least("--widths", width, 1)
-        if isinstance(self.round_to, str):
-            one_of("--round-to", self.round_to, (AUTO,))
-        for multiple in self.round_to or () if isinstance(self.round_to, tuple) else ():
-            at_least("--round-to", multiple, 1)
+        if self.round_to is not None:
+            _check_multiples(self.round_to)
         within("--max-drop", self.max_drop, 0.0, 10_000.0)  # of another score than top-1, percent: an error may grow tenfold
         within("--lambda", self.lambda_, 0.0, math.inf)
         one_of("--norm", self.norm, NORMS)
@@ -140,9 +138,25 @@ class PruneSettings(DataSettings, FitSettings):
             at_least(flag, epochs, 0)
 
     @property
+    def multiples(self) -> tuple[int, ...]:
+        """The numbers of `--round-to`; none where they are measured, or widths are not rounded."""
+        if self.round_to is None or isinstance(self.round_to, str):
+            return ()
+        return (self.round_to,) if isinstance(self.round_to, int) else self.round_to
+
+    @property
     def sized(self) -> bool:
         """Whether there is a budget in what the network costs."""
         return any((self.macs, self.params, self.widths, self.latency))
+
+
+def _check_multiples(round_to: int | str | tuple[int, ...]) -> None:
+    if isinstance(round_to, str) and round_to != AUTO:
+        raise SettingsError(f"--round-to {round_to!r} is no multiple", "give a number, one per group (4,8), or auto")
+    if round_to == ():
+        raise SettingsError("--round-to names no multiple", "give a number, one per group (4,8), or auto")
+    for multiple in () if isinstance(round_to, str) else (round_to,) if isinstance(round_to, int) else round_to:
+        at_least("--round-to", multiple, 1)
 
 
 def milliseconds(latency: str | float, dense: float) -> float:

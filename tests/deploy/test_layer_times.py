@@ -80,7 +80,17 @@ def test_what_was_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert fast_multiples() == {}
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"%s": {"spatial": 8}}'], ids=["empty", "another", "of an older version"])
+def test_without_a_place_to_remember_it_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    measured = {"spatial": 8}
+    monkeypatch.setattr(layer_times, "_swept", lambda: measured)
+    assert fast_multiples() == measured
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"%s": {"spatial": 8}}', '{"%s": 3}'], ids=["empty", "another", "of an older version", "a number"]
+)
 def test_a_memory_that_cannot_be_read_is_replaced(content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cached_multiples().parent.mkdir(parents=True)

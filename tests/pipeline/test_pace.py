@@ -88,6 +88,15 @@ def test_a_time_that_cannot_be_had_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_says_what_the_run_works_towards(tiny_checkpoint: Path, tmp_path: Path, by_macs: None) -> None:
+    settings = PruneSettings(model=str(tiny_checkpoint), **QUICK, latency="0.9", deploy=False)
+    said = job.dry_run(settings)
+    assert sum("by the time that they take" in note for note in said["notes"]) == 2
+    assert job.run(settings, tmp_path / "run") is not None
+    removed = json.loads((tmp_path / "run/metrics.json").read_text())["iterations"][0]["removed"]
+    assert sum(said["first_iteration"].values()) == removed
+
+
 def test_widths_are_tried_until_they_are_near_the_budget(by_macs: None) -> None:
     """What is foretold here is far off: layers by their weights, networks by their MACs."""
     network = dense(LENET, SHAPE)
@@ -99,6 +108,41 @@ def test_widths_are_tried_until_they_are_near_the_budget(by_macs: None) -> None:
     slim = copy.deepcopy(LENET)
     surgery.remove(slim, SHAPE, {group.name: tuple(range(units[group.name], group.channels)) for group in network.prunable})
     assert 0.9 < count(slim, SHAPE).macs / (0.5 * count(LENET, SHAPE).macs) <= 1
+
+
+@pytest.mark.parametrize("fixed", [0.2, 0.4])
+def test_a_share_of_the_time_that_stays_is_reckoned_with(fixed: float, monkeypatch: pytest.MonkeyPatch, by_macs: None) -> None:
+    whole, free = count(LENET, SHAPE).macs / MACS_PER_MS, Pace.time
+
+    def time(self: Pace, model: nn.Module) -> Timed:
+        return Timed(fixed * whole + (1 - fixed) * free(self, model).slim, whole)
+
+    monkeypatch.setattr(Pace, "time", time)
+    network = dense(LENET, SHAPE)
+    pace, plan = Pace(LENET, SHAPE), Plan.of(methods.resolve(PruneSettings(latency=fixed + 0.1)), network, SHAPE)
+    network.latency = pace.time(LENET)
+    units = pace.aim(network, plan.budget)
+    assert units is not None
+    slim = pace._cut(network, {group.name: group.channels - units[group.name] for group in network.prunable})
+    assert pace.time(slim).slim <= (fixed + 0.1) * whole
+    network = dense(LENET, SHAPE)
+    network.latency = pace.time(LENET)
+    assert pace.aim(network, Plan.of(methods.resolve(PruneSettings(latency=fixed)), network, SHAPE).budget) is None
+
+
+def test_a_network_within_the_budget_stays_and_one_beyond_it_does_not(monkeypatch: pytest.MonkeyPatch, by_macs: None) -> None:
+    """Whatever the next measurement of the same network says."""
+    network = dense(LENET, SHAPE)
+    plan = Plan.of(methods.resolve(PruneSettings(latency="2ms", round_to=1)), network, SHAPE)
+    channels = {group.name: group.channels for group in network.prunable}
+    pace = Pace(LENET, SHAPE)
+    network.latency = Timed(1.9, 2.293)
+    assert pace.aim(network, plan.budget) == channels
+    network.latency = Timed(2.01, 2.293)
+    monkeypatch.setattr(Pace, "time", lambda self, model: Timed(1.99, 2.293))
+    found = pace.aim(network, plan.budget)
+    assert found is not None
+    assert found != channels
 
 
 def test_a_narrower_network_is_timed_as_faster() -> None:

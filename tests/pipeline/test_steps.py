@@ -103,6 +103,12 @@ def test_some_steps_bring_those_that_they_need(tmp_path: Path) -> None:
         assert [(step.folder, step.start, step.like, step.teacher) for step in again.steps] == [
             (step.folder, step.start, step.like, step.teacher) for step in some.steps
         ]
+    named = {**CONTENT, "prune": [{**CONTENT["prune"][0], "name": "pq [0.5, 1]"}], "train": CONTENT["train"][:1]}
+    assert len(read(write(tmp_path / "named.toml", named)).only(["pq [0.5, 1]"]).plain) == 2
+    lone = {"seeds": [3, 5], "train": [TRAIN, {"name": "once", "seeds": [5], **TRAIN}]}
+    some = read(write(tmp_path / "lone.toml", lone), [3])
+    with pytest.raises(SettingsError, match="no step is for the seeds"):
+        some.only(["once"])
     with pytest.raises(SettingsError, match="no step 'III'") as caught:
         recipe.only(["I", "III"])
     assert "'II'" in caught.value.hint

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from slimcli.networks.cost import count
 from slimcli.networks.resolve import build
@@ -68,6 +68,35 @@ def test_time_that_is_macs_is_foretold_as_macs_are(name: str, draw: st.DataObjec
     foretold = TimeOutlook(shapes, wirings, macs, 2.0).after(counts)
     after, _ = Outlook(model, cost, wirings).after(counts)
     assert foretold == pytest.approx(2.0 * after / cost.macs)
+
+
+class Multiplier(tiny.Tiny):
+    """A depthwise conv that gives two channels for each that it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(tiny.SHAPE[0], 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 16, 3, padding=1, groups=8)
+        self.c = nn.Conv2d(16, 4, 1)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.c(self.b(self.a(input=x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("network", [Multiplier, tiny.Chain, tiny.Depthwise, tiny.Grouped, tiny.Concat, tiny.Residual])
+def test_the_layers_whose_times_are_asked_for_are_those_of_the_cut_network(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, shape = network().eval(), tiny.SHAPE
+    groups = [group for group in verify(model, shape, surgery.find_groups(model, shape)) if group.prunable]
+    counts = {group.name: (group.channels - group.least) // 2 for group in groups}
+    assert any(counts.values())
+    asked: list[LayerShape] = []
+    outlook = TimeOutlook(shapes_of(model, shape), wiring_of(model, shape, groups), lambda each: asked.append(each) or 1.0, 1.0)
+    asked.clear()
+    outlook.after(counts)
+    surgery.remove(model, shape, {name: tuple(range(number)) for name, number in counts.items()})
+    assert asked == list(shapes_of(model, shape).values())
 
 
 @pytest.mark.parametrize("name", ["lenet5", "resnet20-cifar", "torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x0_5"])

@@ -130,6 +130,10 @@ def test_what_was_given_for_what_is_drawn_beside_the_papers_networks(tmp_path: P
         assert plot is not None
         assert plot.svg().count("MACs kept (%)") == 1
         assert ("measured latency" in plot.title) == ("latency, p50 (ms)" in plot.svg()) == (panels == 2)
+    error = {"score": 0.5, "score_name": "error", "higher_is_better": False, "top1": None}
+    lower = tradeoff(read(make_run(tmp_path / "lower", metrics | {side: metrics[side] | error for side in ("dense", "slim")})))
+    assert lower is not None
+    assert "Down and to the left" in lower.caption
     assert tradeoff(read(make_run(tmp_path / "same", metrics | {"slim": metrics["dense"]}))) is None
 
 
