@@ -182,12 +182,21 @@ class RunDir:
         with disk.faults_named(self.journal), self.journal.open("ab") as file:
             disk.disk.cut(file, min(size, self.journal_size()))
 
+    def finish(self, shortfall: str) -> None:
+        """The journal's last line. There is nothing to go on with any more: the saved states, which may be large, are dropped."""
+        self.append("finished", time=time.time(), shortfall=shortfall)
+        self._sync_journal()
+        shutil.rmtree(self.state, ignore_errors=True)
+
     def save_state(self, content: disk.Content) -> None:
         """Make this the newest state and keep the one before; the journal reaches the disk first."""
-        with disk.faults_named(self.journal), self.journal.open("ab", buffering=0) as journal:
-            disk.disk.sync(journal.fileno())
+        self._sync_journal()
         write_atomically(self.last_good, content, lambda temporary: self._step_back())
         self._last_is_damaged = False
+
+    def _sync_journal(self) -> None:
+        with disk.faults_named(self.journal), self.journal.open("ab", buffering=0) as journal:
+            disk.disk.sync(journal.fileno())
 
     def _step_back(self) -> None:
         if self.last_good.exists() and not self._last_is_damaged:  # a damaged one never takes the place of a good one

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
     if settings.deploy:
         undeployed = _deploy(job, outcome, folder, metrics, engine.progress)
         shortfall = "; ".join(filter(None, (shortfall, undeployed)))
-    folder.append("finished", time=time.time(), shortfall=shortfall)
+    folder.finish(shortfall)
     return Result(folder, metrics, shortfall)
 
 

@@ -255,5 +255,5 @@ class _Job:
         training = {"training_macs": metrics["training_macs"]}
         run.append("end", **measured, samples=test.samples, held_out=held_out.facts(), **training)
         run.write_metrics(metrics)
-        run.append("finished", shortfall=lost)
+        run.finish(lost)
         return Trained(run, metrics, lost)

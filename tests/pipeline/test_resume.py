@@ -488,6 +488,9 @@ def test_what_is_missing_is_told(halfway: RunDir, tmp_path: Path) -> None:
     said: list[str] = []
 
     class Listening(Progress):
+        def say(self, message: str) -> None:
+            said.append(message)
+
         def warn(self, message: str) -> None:
             said.append(message)
 
@@ -495,8 +498,10 @@ def test_what_is_missing_is_told(halfway: RunDir, tmp_path: Path) -> None:
     result = job.resume(halfway.path, progress=Listening())
     assert any("has lost" in message for message in said)
     assert len(result.metrics["iterations"]) == 2
-    halfway.model.unlink()  # a run that is complete and lost its network makes it again
-    job.resume(halfway.path)
+    assert not halfway.state.exists()
+    halfway.model.unlink()  # a run that was complete and lost its network begins again
+    job.resume(halfway.path, progress=Listening())
+    assert any("from the beginning" in message for message in said)
     assert halfway.model.exists()
 
 
