@@ -7,6 +7,8 @@
 Each network runs in a process of its own, under a limit of memory and time. What is done already is kept in `--records`
 (a line of JSON for each network), and not done again.
 
+torch-pruning is given a process and the same limits of its own.
+
 "Right" means: in float64, with batch norm fitted to random images, the slim network computes what the dense one computes with
 the removed channels at zero, and zeroing them changes something; at two batch sizes; after loading in a fresh process; in
 onnxruntime. The same equality is asked of what torch-pruning's own `BasePruner` gives.
@@ -58,17 +60,21 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=Path("build/zoo.jsonl"), help="what is done already")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--gigabytes", type=float, default=8)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--by", choices=EXAMINERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(examine(options.one)))
+    if options.by:
+        print(json.dumps(EXAMINERS[options.by](*made(options.archs[0]))))
         return
     records = options.records
     records.parent.mkdir(parents=True, exist_ok=True)
     done = {line["arch"]: line for line in map(json.loads, records.read_text().splitlines())} if records.exists() else {}
     for arch in options.archs or zoo():
         if arch not in done:
-            done[arch] = {"arch": arch} | limited(arch, options.minutes * 60, options.gigabytes * 2**30)
+            limits = options.minutes * 60, options.gigabytes * 2**30
+            found = {by: limited(arch, by, *limits) for by in EXAMINERS}
+            theirs = found["torch-pruning"]
+            refused = {"refused": theirs["fault"]} if theirs["fault"] else theirs
+            done[arch] = {"arch": arch} | found["slim"] | {"torch-pruning": refused}
             with records.open("a") as file:
                 file.write(json.dumps(done[arch]) + "\n")
             print(line_of(done[arch]), flush=True)
@@ -85,11 +91,11 @@ def zoo() -> list[str]:
     return [*(f"torchvision:{name}" for name in small), *(f"timm:{name}" for name in timm)]
 
 
-def limited(arch: str, seconds: float, most: float) -> dict[str, Any]:
+def limited(arch: str, by: str, seconds: float, most: float) -> dict[str, Any]:
     """What a process of its own finds out about the network, its seconds and its peak memory; or why it was ended."""
     started, peak, ended = time.perf_counter(), 0, ""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen([sys.executable, __file__, "--one", arch], stdout=out, stderr=errors)
+        process = subprocess.Popen([sys.executable, __file__, arch, "--by", by], stdout=out, stderr=errors)
         while process.poll() is None:
             time.sleep(0.2)
             peak = max(peak, memory_of(process.pid))
@@ -118,7 +124,7 @@ def memory_of(pid: int) -> int:
 
 def images() -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Random images for training and testing: nothing is learned from them here."""
-    generator, shape = torch.Generator().manual_seed(0), shape_of(sys.argv[-1])
+    generator, shape = torch.Generator().manual_seed(0), shape_of(sys.argv[1])
 
     def loader(count: int) -> DataLoader[Any]:
         labels = torch.arange(count) % CLASSES
@@ -135,8 +141,8 @@ def shape_of(arch: str) -> tuple[int, int, int]:
     return 3, side, side
 
 
-def examine(arch: str) -> dict[str, Any]:
-    """Everything that the table says of one network."""
+def made(arch: str) -> tuple[str, nn.Module, Any, Tensor]:
+    """The network after a few steps on random images, its history of norms, and images to examine it with."""
     import slimcli
     from slimcli.networks import resolve
 
@@ -154,10 +160,14 @@ def examine(arch: str) -> dict[str, Any]:
         optimizer.step()
         history.record()
     fit_norms(model, probe)
+    return arch, model, history, probe
+
+
+def by_slim(arch: str, model: nn.Module, history: Any, probe: Tensor) -> dict[str, Any]:
+    """What the table says of the network pruned by two methods."""
     return {
         "hbfp": pruned_by("hbfp", arch, model, history, probe, merge=False, penalty="none"),
         "l1": pruned_by("l1", arch, model, history, probe),
-        "torch-pruning": by_torch_pruning(model, probe),
     }
 
 
@@ -289,7 +299,7 @@ def exports(slim: nn.Module, probe: Tensor) -> str:
     return ""
 
 
-def by_torch_pruning(model: nn.Module, probe: Tensor) -> dict[str, Any]:
+def by_torch_pruning(arch: str, model: nn.Module, history: Any, probe: Tensor) -> dict[str, Any]:
     """What its `BasePruner` makes of the network at the ratio that halves the MACs of a chain, by the same equality."""
     import torch_pruning as tp
 
@@ -323,6 +333,10 @@ def by_torch_pruning(model: nn.Module, probe: Tensor) -> dict[str, Any]:
         return {"equal": equality(model, network, zeroed, probe), "macs": macs}
     except Exception as error:
         return {"refused": f"fails: {type(error).__name__}"}
+
+
+EXAMINERS = {"slim": by_slim, "torch-pruning": by_torch_pruning}
+"""Each has a process of its own: torch-pruning takes more memory than all else for some networks."""
 
 
 def width_of(module: nn.Module) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +76,7 @@ class Graph:
         try:
             for parameter in frozen:
                 parameter.requires_grad_(True)  # tracing follows gradients; frozen parameters would go unseen
-            with evaluating(model), torch.enable_grad(), warnings.catch_warnings(), _reshapes_of_unknown_width():
+            with evaluating(model), torch.enable_grad(), warnings.catch_warnings(), _unknown_widths():
                 warnings.simplefilter("ignore")
                 self.graph = tp.DependencyGraph().build_dependency(
                     model,
@@ -215,21 +215,27 @@ class Graph:
 
 
 @contextmanager
-def _reshapes_of_unknown_width() -> Iterator[None]:
-    """torch-pruning divides by zero at a reshape whose width it cannot find out (a channel shuffle): let it stand as one that
-    moves no channels. Where that is wrong, the check of a removal finds it.
+def _unknown_widths() -> Iterator[None]:
+    """torch-pruning fails at a reshape (a channel shuffle) or a concatenation (behind many blocks) whose width it cannot infer:
+    let it stand as one that moves no channels. Where that is wrong, the check of a removal finds it.
     """
-    right = index_mapping.update_reshape_index_mapping
+    names = ("update_reshape_index_mapping", "update_concat_index_mapping")
+    right = {name: getattr(index_mapping, name) for name in names}
 
-    def tolerant(graph: Any, node: Any) -> None:
-        with suppress(ZeroDivisionError):
-            right(graph, node)
+    def tolerant(update: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        def updated(graph: Any, node: Any) -> None:
+            with suppress(ZeroDivisionError, TypeError):
+                update(graph, node)
 
-    index_mapping.update_reshape_index_mapping = tolerant
+        return updated
+
+    for name, update in right.items():
+        setattr(index_mapping, name, tolerant(update))
     try:
         yield
     finally:
-        index_mapping.update_reshape_index_mapping = right
+        for name, update in right.items():
+            setattr(index_mapping, name, update)
 
 
 def _groups_of(module: Any) -> int:

@@ -140,3 +140,23 @@ def test_a_network_that_cannot_be_checked_is_frozen_or_refused(network: type[nn.
         return
     assert names(groups) <= {"conv1", "conv2"}
     assert all(group.reason for group in groups if not group.prunable)
+
+
+class _Merging(nn.Module):
+    """So many operations before a concatenation that torch-pruning gives up on inferring its width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).movedim(1, -1)
+        for _ in range(520):
+            x = x * 1.0
+        return self.last(torch.cat([x[:, 0::2], x[:, 1::2], x[:, 0::2], x[:, 1::2]], -1)).mean((1, 2))
+
+
+def test_a_concatenation_of_unknown_width_is_no_crash() -> None:
+    """swin_s merges its patches so: what cannot be followed stays."""
+    groups = verify(_Merging(), (3, 4, 4), surgery.find_groups(_Merging(), (3, 4, 4), True))
+    assert not any(group.prunable for group in groups)
