@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from slimcli.deploy.layer_times import cached_multiples, this_machine
+from slimcli.deploy.layer_times import MULTIPLES_FILE
+from slimcli.deploy.remembered import Remembered, this_machine
 from slimcli.pipeline.train import train
 from slimcli.rundir import RunDir
 from slimcli.settings import TrainSettings
@@ -36,7 +37,7 @@ def _one_thread() -> None:
 def _same_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Which widths are fast is not measured: every machine rounds alike, and so do the commands that tests start."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    path = cached_multiples()
+    path = Remembered(MULTIPLES_FILE).path
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({this_machine(): dict.fromkeys(("spatial", "pointwise", "depthwise", "linear"), 16)}))
 

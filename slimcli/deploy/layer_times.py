@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-import platformdirs
-from filelock import FileLock, Timeout
 from onnx import TensorProto, helper, numpy_helper
 
-from slimcli.disk import write_atomically
-from slimcli.environment import environment
-from slimcli.errors import StorageError
+from slimcli.deploy.remembered import Remembered
 from slimcli.records import LayerShape
 
 WIDTHS = range(33, 97)
 """The widths that the sweep times: each multiple occurs in them at least twice."""
 MULTIPLES = (1, 2, 4, 8, 16)
+MULTIPLES_FILE, LAYERS_FILE = "multiples.json", "layers.json"
 _NO_WORSE = 1.03
 """Of two multiples whose times differ by less than this, the smaller one leaves more of a choice."""
 _TYPICAL = {
@@ -32,41 +28,54 @@ _TYPICAL = {
     "depthwise": LayerShape(64, 64, (14, 14), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 64),
     "linear": LayerShape(1024, 64, (1,)),
 }
-_LEAST_SECONDS, _LEAST_CALLS, _MOST_CALLS = 0.005, 5, 200
+_LEAST_SECONDS, _LEAST_CALLS, _MOST_CALLS = 0.01, 5, 300
 _OPSET, _IR = 18, 10
-_PATIENCE = 60
-"""Seconds to wait for another process that measures."""
 
 
 class LayerTimes:
-    """Milliseconds of single layers in onnxruntime on the CPU, for one input; each layer is timed once.
+    """Milliseconds of single layers in onnxruntime on the CPU, for one input and one thread.
 
-    The time is the least of many calls: what other programs do meanwhile only adds to it.
+    The time is the least of many calls: what other programs do meanwhile only adds to it. Each layer is timed once on a
+    machine and then remembered (`keep`), so that what follows from the times is the same in every run.
     """
 
-    def __init__(self, threads: int = 1) -> None:
-        self._threads = threads
+    def __init__(self) -> None:
+        self._kept = Remembered(LAYERS_FILE)
+        self._before: dict[str, float] = self._kept.here()
         self._known: dict[LayerShape, float] = {}
 
     def of(self, shape: LayerShape) -> float:
         """What one call of the layer takes."""
         if shape not in self._known:
-            self._known[shape] = self._timed(shape)
+            before = self._before.get(_key(shape))
+            self._known[shape] = _timed(shape) if before is None else before
         return self._known[shape]
 
-    def _timed(self, shape: LayerShape) -> float:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = self._threads, 1, 3
-        model, feed = _model_of(shape)
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    def keep(self) -> None:
+        """Remember what was timed."""
+        found = {_key(shape): time for shape, time in self._known.items()}
+        if new := {key: time for key, time in found.items() if key not in self._before}:
+            self._kept.add(new)
+            self._before |= new
+
+
+def _key(shape: LayerShape) -> str:
+    return json.dumps(astuple(shape))
+
+
+def _timed(shape: LayerShape) -> float:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 3
+    model, feed = _model_of(shape)
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session.run(None, feed)
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < _LEAST_CALLS or (time.perf_counter() - started < _LEAST_SECONDS and len(times) < _MOST_CALLS):
+        before = time.perf_counter_ns()
         session.run(None, feed)
-        times: list[float] = []
-        started = time.perf_counter()
-        while len(times) < _LEAST_CALLS or (time.perf_counter() - started < _LEAST_SECONDS and len(times) < _MOST_CALLS):
-            before = time.perf_counter_ns()
-            session.run(None, feed)
-            times.append((time.perf_counter_ns() - before) / 1e6)
-        return min(times)
+        times.append((time.perf_counter_ns() - before) / 1e6)
+    return min(times)
 
 
 def fast_multiples() -> dict[str, int]:
@@ -75,47 +84,21 @@ def fast_multiples() -> dict[str, int]:
 
     It is the one whose multiples take the least time for their size.
     """
-    path, key = cached_multiples(), this_machine()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock"), timeout=_PATIENCE):  # a run in several processes measures in one of them
-            known = _read(path)
-            if key not in known:
-                known[key] = _swept()
-                write_atomically(path, json.dumps(known, indent=1).encode())
-            return known[key]
-    except (OSError, Timeout, StorageError):  # nowhere to remember it
-        return _swept()
+    multiples = Remembered(MULTIPLES_FILE)
 
+    def with_all(known: dict[str, Any]) -> dict[str, Any]:
+        return known if set(known) == set(_TYPICAL) else _swept()
 
-def cached_multiples() -> Path:
-    """The file that `fast_multiples` remembers in: by machine, by kind of layer."""
-    return Path(platformdirs.user_cache_dir("slimcli")) / "multiples.json"
-
-
-def this_machine() -> str:
-    """What the times of layers depend on."""
-    where = environment()
-    return f"{where['processor']}, onnxruntime {where['versions']['onnxruntime']}"
-
-
-def _read(path: Path) -> dict[str, dict[str, int]]:
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    entries = known.items() if isinstance(known, dict) else ()
-    return {key: each for key, each in entries if isinstance(each, dict) and set(each) == set(_TYPICAL)}
+    return multiples.once(with_all)
 
 
 def _swept() -> dict[str, int]:
-    times = LayerTimes()
     found = {}
     for kind, typical in _TYPICAL.items():
         by_width = {}
         for width in WIDTHS:
             inputs = typical.inputs if kind == "linear" else width
-            by_width[width] = times.of(replace(typical, inputs=inputs, outputs=width, groups=width if kind == "depthwise" else 1))
+            by_width[width] = _timed(replace(typical, inputs=inputs, outputs=width, groups=width if kind == "depthwise" else 1))
         found[kind] = best_multiple(by_width)
     return found
 

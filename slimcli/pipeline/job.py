@@ -35,7 +35,7 @@ from slimcli.training.engine import Engine
 _CHECKPOINTS = (".pt", ".pth", ".th", ".ckpt", ".bin")
 
 
-def prepare(settings: PruneSettings) -> Prepared:
+def prepare(settings: PruneSettings, progress: Progress | None = None) -> Prepared:
     """Read and check everything that the job needs; raises an `InputError` where something does not fit."""
     asked, settings = settings, methods.resolve(settings)
     loaded = checkpoint.load(settings.model, settings.arch, settings.trust_pickle)
@@ -59,10 +59,12 @@ def prepare(settings: PruneSettings) -> Prepared:
         )
     settings = replace(settings, arch=subject.checkpoint.arch)
     teacher = _teacher(settings, subject)
-    state, plan, origins = start(subject.model, subject.data, history, settings, _past(subject, settings.arch or ""))
+    state, plan, origins = start(subject.model, subject.data, history, settings, _past(subject, settings.arch or ""), progress)
     if zeros := sum(int((~mask).sum()) for mask in (state.network.masks or {}).values()):
         notes.append(f"{zeros:,} weights are zero already: they stay so")
     notes += plan.forced(state.network)
+    if settings.sized and plan.budget.met(state.network, 0):
+        notes.append("the network is within the budget as it is: nothing is removed")
     return Prepared(settings, subject, state, plan, origins, tuple(notes), teacher=teacher)
 
 
@@ -170,7 +172,7 @@ def run(
     if out is not None and processes.is_main():
         RunDir(out).check_free(overwrite)
         RunDir(out).check_apart([settings.model, settings.teacher, *(settings.history or ())])
-    job = prepare(settings)
+    job = prepare(settings, progress if processes.is_main() else None)
     engine = _launched(job, progress)
     if not processes.is_main():
         return _carry_out(job, None, engine)
@@ -199,7 +201,7 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
         content = read_state(folder, progress)
         if content is None:
             progress.say("there is no saved state: starting from the beginning")
-            job = prepare(settings)
+            job = prepare(settings, progress)
         else:
             job = _prepare_again(settings, folder, content)
             progress.say(f"going on: {_where(job.state)}")

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slimcli import processes
 from slimcli.data.loaders import Data
-from slimcli.errors import ArchError, SettingsError
+from slimcli.errors import ArchError, ParityError, SettingsError
 from slimcli.networks.cost import count
 from slimcli.networks.layers import layers_of, owns_weight
 from slimcli.pipeline.decisions import found_again
@@ -19,6 +19,7 @@ from slimcli.pipeline.origins import UNKNOWN, Known, Origins
 from slimcli.pipeline.pace import Pace
 from slimcli.pipeline.plan import Plan
 from slimcli.pipeline.state import Network, State
+from slimcli.progress import Progress
 from slimcli.pruning import masks, surgery
 from slimcli.pruning.dataflow import consecutive
 from slimcli.pruning.history import NormHistory
@@ -29,7 +30,12 @@ from slimcli.settings import PruneSettings
 
 
 def start(
-    model: nn.Module, data: Data, history: NormHistory, settings: PruneSettings, known: Known = UNKNOWN
+    model: nn.Module,
+    data: Data,
+    history: NormHistory,
+    settings: PruneSettings,
+    known: Known = UNKNOWN,
+    progress: Progress | None = None,
 ) -> tuple[State, Plan, Origins]:
     """The state before the first step, with a copy of the dense network and its verified groups, what the settings mean, and
     where the last retraining may start.
@@ -70,17 +76,32 @@ def start(
     plan = Plan.of(settings, network, data.shape)
     plan.budget.check_possible(network)
     if settings.latency is not None and processes.is_main():
-        pace = Pace(model, data.shape)
-        network.latency = pace.time(model)
-        aim = pace.aim(network, plan.budget)
-        if aim is None:
-            raise SettingsError(
-                f"--latency {settings.latency} is out of reach: the network takes {network.latency.dense:.3g} ms here, and too "
-                "little of it is in what can be removed",
-                "allow more time" + ("" if settings.linear else ", or let hidden linear layers shrink too: --linear"),
-            )
-        state.units = plan.budget.units = aim
+        state.units = plan.budget.units = _units_in_time(model, network, plan, data, settings, progress or Progress())
     return state, plan, Origins(model, groups, data.shape, known)
+
+
+def _units_in_time(
+    model: nn.Module, network: Network, plan: Plan, data: Data, settings: PruneSettings, progress: Progress
+) -> dict[str, int]:
+    """What each group is narrowed to for `--latency`; `ArchError` for a network that cannot be exported, `SettingsError` for a
+    time that cannot be had.
+    """
+    pace = Pace(model, data.shape, progress.say)
+    try:
+        network.latency = pace.time(model)
+    except ParityError as error:
+        raise ArchError(
+            f"{settings.arch or 'the network'} cannot be timed, as it cannot be exported: {error.message}",
+            "give a budget in --macs or --params",
+        ) from error
+    units = pace.aim(network, plan.budget)
+    if units is None:
+        raise SettingsError(
+            f"--latency {settings.latency} is out of reach: the network takes {network.latency.dense:.3g} ms here, and too "
+            "little of it is in what can be removed",
+            "allow more time" + ("" if settings.linear else ", or let hidden linear layers shrink too: --linear"),
+        )
+    return units
 
 
 def suited(settings: PruneSettings, asked: PruneSettings, data: Data) -> PruneSettings:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,8 +26,16 @@ from slimcli.records import Timed
 
 _SECONDS, _FEWEST, _MOST = 3.0, 50, 300
 """For how long a network is timed, and in how many calls."""
-_TRIALS, _NEAR, _CENTRE = 6, 0.95, 0.98
-"""How many widths are tried, from which share of the budget on one is good enough, and which is looked for."""
+_TRIALS = 8
+"""How many widths are tried."""
+_RUNG = 0.98
+"""Widths are looked for by what is foretold for them, in steps of so much of the present network's time: two runs try the same
+widths, and differ only where two of them are as near to the budget as the noise.
+"""
+_MARGIN, _CENTRE = 0.99, 0.98
+"""Which share of the budget is used at most (the same widths are timed again later), and which is looked for."""
+_LEAST = 1e-3
+"""The smallest share of the present time that is ever looked for."""
 _ANY_ERROR = 1e9
 """What a file is off by is looked at when it is handed over, not while it is timed."""
 
@@ -33,9 +43,10 @@ _ANY_ERROR = 1e9
 class Pace:
     """Times networks as they would be deployed: exported, in onnxruntime, one image, one thread, in turn with the dense one."""
 
-    def __init__(self, dense: nn.Module, input_shape: Sequence[int]) -> None:
-        self._dense, self._shape = dense, input_shape
+    def __init__(self, dense: nn.Module, input_shape: Sequence[int], say: Callable[[str], None] = lambda line: None) -> None:
+        self._dense, self._shape, self._say = dense, input_shape, say
         self._folder: TemporaryDirectory[str] | None = None
+        self._runs = 0
         self._layers = LayerTimes()
 
     def time(self, model: nn.Module) -> Timed:
@@ -44,9 +55,10 @@ class Pace:
             self._folder = TemporaryDirectory(prefix="slim-pace-")
             self._export(self._dense, "dense")
         paths = [Path(self._folder.name) / "dense.onnx", self._export(model, "slim")]
-        once = sum(latency.p50 for _, latency in bench(paths, runs=20).latencies)
-        runs = min(_MOST, max(_FEWEST, round(1000 * _SECONDS / once)))
-        (_, dense), (_, slim) = bench(paths, runs=runs).latencies
+        if not self._runs:
+            once = sum(latency.p50 for _, latency in bench(paths, runs=20).latencies)
+            self._runs = min(_MOST, max(_FEWEST, round(1000 * _SECONDS / once)))
+        (_, dense), (_, slim) = bench(paths, runs=self._runs).latencies
         return Timed(slim.p50, dense.p50)
 
     def aim(self, network: Network, budget: Budget) -> dict[str, int] | None:
@@ -60,8 +72,10 @@ class Pace:
         present = network.latency.slim / budget.milliseconds(network.latency)
         if present <= 1:
             return channels
-        shapes = shapes_of(network.model, self._shape)
-        outlook = TimeOutlook(shapes, network.wirings(self._shape), self._layers.of, network.latency.slim)
+        whole = network.latency.slim
+        self._say(f"looking for widths that take {budget.milliseconds(network.latency):.3g} ms: {whole:.3g} ms now")
+        outlook = TimeOutlook(shapes_of(network.model, self._shape), network.wirings(self._shape), self._layers.of, whole)
+        narrowest = {group.name: choices_of(group, budget.multiples[group.name])[0] for group in network.prunable}
 
         def gone(units: Mapping[str, int]) -> dict[str, int]:
             return {name: channels[name] - units[name] for name in channels}
@@ -69,29 +83,37 @@ class Pace:
         def foretold(units: Mapping[str, int]) -> float:
             return outlook.after(gone(units))
 
-        def used(units: Mapping[str, int]) -> float:
-            timed = self.time(self._cut(network, gone(units)))
-            return timed.slim / budget.milliseconds(timed)
+        @cache
+        def on(rung: int) -> dict[str, int]:
+            limit = whole * _RUNG**rung
+            return widths_in_time(network.prunable, budget.multiples, budget.dense_units, foretold, limit) or narrowest
 
-        narrowest = {group.name: choices_of(group, budget.multiples[group.name])[0] for group in network.prunable}
-        known = [(foretold(channels), present)]  # what was foretold, and the share of the budget that was used
-        limit, best, widest = budget.milliseconds(network.latency), None, 0.0
-        tried = [channels]
-        for _ in range(_TRIALS):
-            units = widths_in_time(network.prunable, budget.multiples, budget.dense_units, foretold, limit) or narrowest
-            if units in tried:
+        shares = {tuple(channels.values()): present}
+        points = [(1.0, present)]  # what was foretold, and what was used, as shares of the present time and of the budget
+
+        def fits(units: dict[str, int]) -> bool:
+            key = tuple(units.values())
+            if key not in shares:
+                timed = self.time(self._cut(network, gone(units)))
+                shares[key] = timed.slim / budget.milliseconds(timed)
+                points.append((foretold(units) / whole, shares[key]))
+                self._say(f"widths that use {shares[key]:.1%} of the budget: {timed.slim:.3g} ms, dense {timed.dense:.3g} ms")
+            return shares[key] <= _MARGIN
+
+        too_slow, fast_enough = 0, None
+        while len(shares) <= _TRIALS and (fast_enough is None or fast_enough - too_slow > 1):
+            rung = max(too_slow + 1, math.ceil(math.log(_where(points)) / math.log(_RUNG)))
+            rung = rung if fast_enough is None else min(rung, fast_enough - 1)
+            if fits(on(rung)):
+                fast_enough = rung
+            elif on(rung) == narrowest:
                 break
-            tried.append(units)
-            share = used(units)
-            known.append((foretold(units), share))
-            if widest < share <= 1:
-                best, widest = units, share
-            if _NEAR <= share <= 1:
-                break
-            limit = _where(known)
-        if best is None and narrowest not in tried and used(narrowest) <= 1:
-            return narrowest
-        return best
+            else:
+                too_slow = rung
+        self._layers.keep()
+        if fast_enough is not None:
+            return on(fast_enough)
+        return narrowest if fits(narrowest) else None
 
     def _cut(self, network: Network, counts: Mapping[str, int]) -> nn.Module:
         model = copy.deepcopy(network.model)
@@ -104,11 +126,11 @@ class Pace:
         return export_onnx(model, Path(self._folder.name) / f"{name}.onnx", image, tolerance=_ANY_ERROR).path
 
 
-def _where(known: Sequence[tuple[float, float]]) -> float:
+def _where(points: Sequence[tuple[float, float]]) -> float:
     """What must be foretold for the budget to be used as it should be: on the line through the two points that are nearest to it,
     as part of the time is fixed.
     """
-    (one, at_one), (other, at_other) = sorted(known, key=lambda point: abs(point[1] - _CENTRE))[:2]
+    (one, at_one), (other, at_other), *_ = [*sorted(points, key=lambda point: abs(point[1] - _CENTRE)), points[0]]
     if at_one == at_other or one == other or (at_one - at_other) * (one - other) < 0:  # noise
         return one * _CENTRE / at_one
-    return max(0.0, one + (_CENTRE - at_one) * (other - one) / (at_other - at_one))
+    return max(_LEAST, one + (_CENTRE - at_one) * (other - one) / (at_other - at_one))

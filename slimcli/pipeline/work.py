@@ -45,7 +45,7 @@ class Work:
     store: Store = field(default_factory=InMemory)
 
     def __post_init__(self) -> None:
-        self.pace = Pace(self.origins.dense, self.data.shape)
+        self.pace = Pace(self.origins.dense, self.data.shape, self.engine.progress.say)
         self.watch = Watch(self.settings, self.origins, self.data, self.engine)
         self.teacher: Teacher | None = None
         if self.settings.distill:

@@ -90,7 +90,7 @@ def _pruned(start: JsonDict, events: Sequence[JsonDict]) -> JsonDict:
         "epochs": end["epochs"] if end else len(of_kind(events, "epoch")),
         "training_macs": (end or {}).get("training_macs"),
         "reason": end["reason"] if end else where(events),
-        "budget_met": bool(end and end["budget_met"]),
+        "budget_met": bool(end and deployed.get("budget_met", end["budget_met"])),
         "iterations": iterations,
         "final": (end or {}).get("final") or _trials(events),
         "dead_filters": (end or {}).get("dead_filters", {}),

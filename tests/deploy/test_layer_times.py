@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from slimcli.deploy import layer_times
-from slimcli.deploy.layer_times import LayerTimes, best_multiple, cached_multiples, fast_multiples, this_machine
+from slimcli.deploy.layer_times import MULTIPLES_FILE, LayerTimes, best_multiple, fast_multiples
+from slimcli.deploy.remembered import Remembered, this_machine
 from slimcli.networks.layers import layers_of
 from slimcli.networks.shapes import shapes_of
 
@@ -61,6 +62,21 @@ def test_a_layer_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         times.of(other)
 
 
+def test_what_a_layer_took_is_the_same_in_the_next_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    times, (one, other, *_) = LayerTimes(), shapes_of(Layers(), (3, 17, 14)).values()
+    first = times.of(one)
+    times.keep()
+    later = LayerTimes()
+    second = later.of(other)
+    later.keep()
+    monkeypatch.setattr(layer_times, "_timed", None)
+    assert (LayerTimes().of(one), LayerTimes().of(other)) == (first, second)
+    monkeypatch.setattr("slimcli.deploy.remembered.this_machine", lambda: "another")
+    with pytest.raises(TypeError):
+        LayerTimes().of(one)
+
+
 @given(st.sampled_from([1, 8, 16]), st.floats(1.5, 4), st.integers(0, 3))
 def test_the_multiple_of_a_staircase_is_its_step(step: int, power: float, seed: int) -> None:
     """Time that rises only from one multiple to the next, whatever it rises by, measured to half a percent."""
@@ -76,7 +92,7 @@ def test_what_was_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert set(found.values()) <= set(layer_times.MULTIPLES)
     monkeypatch.setattr(layer_times, "_swept", dict)
     assert fast_multiples() == found
-    monkeypatch.setattr(layer_times, "this_machine", lambda: "another")
+    monkeypatch.setattr("slimcli.deploy.remembered.this_machine", lambda: "another")
     assert fast_multiples() == {}
 
 
@@ -93,8 +109,9 @@ def test_without_a_place_to_remember_it_is_measured(monkeypatch: pytest.MonkeyPa
 )
 def test_a_memory_that_cannot_be_read_is_replaced(content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cached_multiples().parent.mkdir(parents=True)
-    cached_multiples().write_text(content.replace("%s", this_machine()))
+    path = Remembered(MULTIPLES_FILE).path
+    path.parent.mkdir(parents=True)
+    path.write_text(content.replace("%s", this_machine()))
     measured = dict.fromkeys(("spatial", "pointwise", "depthwise", "linear"), 8)
     monkeypatch.setattr(layer_times, "_swept", lambda: measured)
     assert fast_multiples() == measured

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from slimcli.errors import SettingsError
+from slimcli.errors import ArchError, ParityError, SettingsError
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.cost import count
 from slimcli.pipeline import job
@@ -20,6 +21,8 @@ from slimcli.pipeline.pace import Pace
 from slimcli.pipeline.plan import Plan
 from slimcli.pruning import methods, surgery
 from slimcli.records import LayerShape, Timed
+from slimcli.report.result import read
+from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings
 from tests.pipeline.test_job import QUICK
 from tests.said import Said
@@ -78,6 +81,58 @@ def test_a_run_that_was_interrupted_ends_as_it_would_have(tiny_checkpoint: Path,
     job.resume(tmp_path / "b")
     one, other = (checkpoint.load(tmp_path / name / "model.pt").state_dict for name in "ab")
     assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_widths_are_the_same_whatever_the_noise(monkeypatch: pytest.MonkeyPatch, by_macs: None) -> None:
+    """Of the measurements, as long as it is less than what two widths that are tried differ by."""
+    right, found = Pace.time, []
+    for seed in range(6):
+        noise = random.Random(seed)
+
+        def time(self: Pace, model: nn.Module, noise: random.Random = noise) -> Timed:
+            return Timed(right(self, model).slim * noise.uniform(0.997, 1.003), right(self, model).dense)
+
+        monkeypatch.setattr(Pace, "time", time)
+        network = dense(LENET, SHAPE)
+        pace, plan = Pace(LENET, SHAPE), Plan.of(methods.resolve(PruneSettings(latency="0.46", round_to=8)), network, SHAPE)
+        network.latency = pace.time(LENET)
+        found.append(pace.aim(network, plan.budget))
+    assert all(units == found[0] for units in found)
+
+
+def test_a_last_measurement_beyond_the_budget_falls_short(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = PruneSettings(model=str(tiny_checkpoint), **QUICK, latency=0.001)
+    monkeypatch.setattr(Pace, "aim", lambda self, network, budget: {each.name: each.channels // 2 for each in network.prunable})
+    monkeypatch.setattr(Pace, "time", lambda self, model: Timed(1e-6, 1.0))
+    result = job.run(settings, tmp_path / "run")
+    assert result is not None
+    assert not result.metrics["budget_met"]
+    assert "beyond the" in result.shortfall
+    assert "--latency 0.001" in result.shortfall
+    assert read(RunDir(tmp_path / "run")).metrics["budget_met"] is False
+    (tmp_path / "run/metrics.json").unlink()
+    assert read(RunDir(tmp_path / "run")).metrics["budget_met"] is False
+
+
+def test_a_network_that_cannot_be_exported_is_refused_before_anything_is_written(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ParityError("no operator", "hint")
+
+    monkeypatch.setattr("slimcli.pipeline.pace.export_onnx", fails)
+    with pytest.raises(ArchError, match="cannot be timed, as it cannot be exported: no operator"):
+        job.run(PruneSettings(model=str(tiny_checkpoint), **QUICK, latency=0.5), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_within_the_budget_is_told(tiny_checkpoint: Path, tmp_path: Path, by_macs: None) -> None:
+    said = Said()
+    result = job.run(PruneSettings(model=str(tiny_checkpoint), **QUICK, latency="9ms", deploy=False), tmp_path / "run", said)
+    assert result is not None
+    assert any("within the budget as it is" in note for note in result.metrics["notes"])
 
 
 def test_a_time_that_cannot_be_had_is_refused_before_anything_is_written(
@@ -139,7 +194,7 @@ def test_a_network_within_the_budget_stays_and_one_beyond_it_does_not(monkeypatc
     network.latency = Timed(1.9, 2.293)
     assert pace.aim(network, plan.budget) == channels
     network.latency = Timed(2.01, 2.293)
-    monkeypatch.setattr(Pace, "time", lambda self, model: Timed(1.99, 2.293))
+    monkeypatch.setattr(Pace, "time", lambda self, model: Timed(1.97, 2.293))
     found = pace.aim(network, plan.budget)
     assert found is not None
     assert found != channels

@@ -1,0 +1,60 @@
+"""Measurements of this machine that are kept between runs, in the user's cache folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from slimcli.disk import write_atomically
+from slimcli.environment import environment
+from slimcli.errors import StorageError
+
+_PATIENCE = 60
+"""Seconds to wait for another process that measures."""
+
+
+def this_machine() -> str:
+    """What the times of layers depend on."""
+    where = environment()
+    return f"{where['processor']}, onnxruntime {where['versions']['onnxruntime']}"
+
+
+class Remembered:
+    """A JSON file of the cache folder with an object for each machine. Where it cannot be had, nothing is remembered."""
+
+    def __init__(self, name: str) -> None:
+        self.path = Path(platformdirs.user_cache_dir("slimcli")) / name
+
+    def here(self) -> dict[str, Any]:
+        """What is known of this machine."""
+        return self._read().get(this_machine(), {})
+
+    def add(self, found: Mapping[str, Any]) -> None:
+        """Remember this too."""
+        self.once(lambda known: {**known, **found})
+
+    def once(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        """What `change` makes of what is known, which is remembered; of several processes one after the other does so."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path.with_suffix(".lock"), timeout=_PATIENCE):
+                machines, machine = self._read(), this_machine()
+                before = machines.get(machine, {})
+                machines[machine] = change(dict(before))
+                if machines[machine] != before:
+                    write_atomically(self.path, json.dumps(machines, indent=1).encode())
+                return machines[machine]
+        except (OSError, Timeout, StorageError):  # nowhere to remember it
+            return change({})
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            machines = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return {key: each for key, each in machines.items() if isinstance(each, dict)} if isinstance(machines, dict) else {}
