@@ -19,10 +19,10 @@ from slimcli.networks.layers import filters, layers_of
 from slimcli.networks.tasks import same_outputs
 from slimcli.pipeline.decisions import also_removed
 from slimcli.pipeline.deploy import bench_run, describe, export_both, first_images
-from slimcli.pipeline.origins import Origins
-from slimcli.pipeline.plan import WAYS_OUT, Plan
+from slimcli.pipeline.plan import WAYS_OUT
+from slimcli.pipeline.prepare import Prepared
 from slimcli.pipeline.prune import Outcome
-from slimcli.pipeline.state import Network, State
+from slimcli.pipeline.state import Network
 from slimcli.pipeline.subject import Subject
 from slimcli.progress import Progress
 from slimcli.pruning import masks
@@ -31,22 +31,6 @@ from slimcli.report import page
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings
 from slimcli.training.engine import Engine
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A checked job: nothing has been written yet."""
-
-    settings: PruneSettings
-    subject: Subject
-    state: State
-    plan: Plan
-    origins: Origins
-    notes: tuple[str, ...]
-    dense_test: Score | None = None
-    code: str | None = None
-    """Where the arch's code lies, where that is not what the checkpoint says (a run that goes on in another folder)."""
-    teacher: Checkpoint | None = None
 
 
 @dataclass(frozen=True)
