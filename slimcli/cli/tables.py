@@ -44,12 +44,7 @@ def summary(metrics: JsonDict) -> Table:
         table.add_row("weights at zero", "", share, "alone they save no MACs" if fewer else "they save no computation")
     before, after = dense.get("latency_ms"), slim.get("latency_ms")
     if before and after:
-        change = (
-            f"{before['p50'] / after['p50']:.2f} x faster"
-            if after["p50"] <= before["p50"]
-            else f"{after['p50'] / before['p50']:.2f} x slower"
-        )
-        table.add_row("p50 latency", f"{before['p50']:.3f} ms", f"{after['p50']:.3f} ms", change)
+        table.add_row("p50 latency", f"{before['p50']:.3f} ms", f"{after['p50']:.3f} ms", _speed(metrics.get("speedup")))
     return table
 
 
@@ -105,6 +100,15 @@ def _titled(metrics: JsonDict, done: str, *columns: str) -> Table:
     return table
 
 
+def _speed(speedup: JsonDict | None) -> str:
+    if speedup is None:
+        return ""
+    if speedup["low"] <= 1 <= speedup["high"]:
+        return "not measurably faster"
+    ratio = speedup["ratio"]
+    return f"{ratio:.2f} x faster" if ratio > 1 else f"{1 / ratio:.2f} x slower"
+
+
 def _scores(dense: JsonDict, slim: JsonDict) -> tuple[str, str, str]:
     return formats.score(dense), formats.score(slim), formats.score_change(dense, slim)
 
@@ -138,7 +142,8 @@ def profiles(result: JsonDict) -> Table:
     for number, row in enumerate(rows):
         last_layer = bool(row[0]) and not rows[number + 1][0]
         cells = (f"{each[row]:.4f}" if row in each else "" for each in costs)
-        table.add_row(row[0] or row[1], *cells, end_section=last_layer)
+        table.add_row(row[0] or row[1], *cells, end_section=last_layer or row == rows[-1])
+    table.add_row("all", *(f"{sum(each.values()):.4f}" for each in costs))
     return table
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from slimcli.measures import value_of
 from slimcli.records import JsonDict
 from slimcli.report.flows import shares, stopping
-from slimcli.report.formats import change, percent, plural
+from slimcli.report.formats import change, milliseconds, percent, plural
 from slimcli.report.histories import pairs
 from slimcli.report.latencies import latencies
 from slimcli.report.result import Result
@@ -90,6 +90,7 @@ def iterations(result: Result) -> Plot | None:
         return None
     kept, measure = len(result.kept_iterations), result.measure
     score = measure.title
+    timed = ("latency, p50",) if all(step.get("latency_ms") for step in steps) else ()
     return Plot(
         name="iterations",
         title=f"{'Accuracy' if measure.is_top1 else measure.name} and MACs over the iterations",
@@ -103,6 +104,7 @@ def iterations(result: Result) -> Plot | None:
         head=(
             "iteration",
             "MACs kept",
+            *timed,
             f"{score} after surgery",
             f"{score} after retraining",
             "weights removed" if result.metrics.get("sparsity") else "filters removed",
@@ -113,6 +115,7 @@ def iterations(result: Result) -> Plot | None:
             (
                 str(step["index"]),
                 percent(step["macs"] / result.dense["macs"]),
+                *(milliseconds(step["latency_ms"]) for _ in timed),
                 *(measure.figure(value_of(step, key)) + measure.unit for key in ("score_after_surgery", "score")),
                 str(step.get("removed", "")),
                 str(step.get("epochs", "")),

@@ -81,4 +81,19 @@ def test_profiles_stand_side_by_side_layers_first(capsys: pytest.CaptureFixture[
         ["Relu", "0.1000", ""],
         ["Quantize", "", "0.1000"],
         ["between", "0.2000", "0.4000"],
+        ["all", "1.0500", "0.9500"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "high", "words"),
+    [(2.0, 1.9, 2.1, "2.00 x faster"), (0.5, 0.4, 0.6, "2.00 x slower"), (1.01, 0.99, 1.03, "not measurably faster")],
+)
+def test_the_speedup_is_the_one_whose_interval_is_known(
+    ratio: float, low: float, high: float, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the quotient of two medians over everything that happened meanwhile."""
+    side = {"top1": 99.0, "loss": 0.1, "macs": 10, "params": 5, "file_bytes": 9, "latency_ms": {"p50": 1.0}}
+    metrics = {"dense": side, "slim": side, "held_out": {"dense": side, "slim": side}, "method": "l1", "arch": "a", "data": "d"}
+    tables.show(tables.summary(metrics | {"speedup": {"ratio": ratio, "low": low, "high": high}}))
+    assert words in capsys.readouterr().out

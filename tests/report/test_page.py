@@ -387,3 +387,9 @@ def test_reporting_loads_neither_pyplot_nor_torch() -> None:
         "sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_iterations_that_were_timed_say_so(metrics: dict[str, Any], tmp_path: Path) -> None:
+    timed = metrics | {"iterations": [step | {"latency_ms": 0.1234} for step in metrics["iterations"]]}
+    assert "0.123 ms" in page.write(make_run(tmp_path / "run", timed, events=[])).read_text()
+    assert "0.123 ms" not in page.write(make_run(tmp_path / "other", metrics, events=[])).read_text()
