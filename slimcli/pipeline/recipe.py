@@ -54,11 +54,11 @@ def run_recipe(
     """Carry out the recipe: one step without a card directly in the run folder; else in `train/`, `prune-1/`, ... below it.
 
     `changes` are settings of how and where to compute, for every step. With `only` some of its steps (by their names, or
-    patterns; and those that they start from), or other `seeds` than its own, the card goes into the run folder. Up to `jobs`
-    steps that do not wait for each other are carried out side by side, each in a process with its share of the cores. All
-    settings and folders are checked before the first step. Raises an `InputError`, or what a step raises. None in a process
-    that only helps process 0. A recipe is trusted like a Makefile: it may name code (`arch = "file.py:build"`, `trust_pickle
-    = true`), so read one before you run it.
+    patterns; and those that they start from), with other `seeds` than its own, and where the recipe is that of a run folder, the
+    card goes into the run folder. Up to `jobs` steps that do not wait for each other are carried out side by side, each in a
+    process with its share of the cores. All settings and folders are checked before the first step. Raises an `InputError`, or
+    what a step raises. None in a process that only helps process 0. A recipe is trusted like a Makefile: it may name code (`arch =
+    "file.py:build"`, `trust_pickle = true`), so read one before you run it.
     """
     progress = progress or Progress()
     recipe = read(path, seeds).changed(changes or {})
@@ -68,7 +68,8 @@ def run_recipe(
     if recipe.several and out is None and processes.world() > 1:
         raise SettingsError("several processes need to know the run folder before it is there", "name it with -o")
     folder = out or _default_folder(recipe)
-    if recipe.card is not None and (only or recipe.seeds != read(path).seeds):  # beside the recipe stands that of all of it
+    elsewhere = only or recipe.seeds != read(path).seeds or "recipe" in (recipe.card or {})
+    if recipe.card is not None and elsewhere:  # beside the recipe stands the card of all of it, run from it
         recipe = replace(recipe, path=folder / recipe.path.name)
     if processes.is_main():
         RunDir(folder).check_free(overwrite)

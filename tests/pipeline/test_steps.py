@@ -224,6 +224,11 @@ def test_the_card_of_other_seeds_leaves_that_of_the_recipe_alone(tmp_path: Path)
     assert again is not None
     assert again.card == result.card
     assert not (tmp_path / "card.md").exists()
+    card = result.card.read_bytes()
+    repeated = run_recipe(tmp_path / "out/recipe.toml", tmp_path / "third")
+    assert repeated is not None
+    assert repeated.card == tmp_path / "third/card.md"
+    assert result.card.read_bytes() == card
 
 
 def test_the_card_has_one_row_a_step_with_means_over_the_seeds(whole: Path) -> None:
