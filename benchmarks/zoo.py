@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/zoo.md"))
     parser.add_argument("--records", type=Path, default=Path("build/zoo.jsonl"), help="what is done already")
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--gigabytes", type=float, default=8)
+    parser.add_argument("--gigabytes", type=float, default=12)
     parser.add_argument("--by", choices=EXAMINERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.by:
