@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -12,7 +11,6 @@ from slimcli.errors import SettingsError
 from slimcli.networks.cost import count
 from slimcli.networks.shapes import shapes_of
 from slimcli.pipeline.state import Network
-from slimcli.pruning import surgery
 from slimcli.pruning.amounts import per_group
 from slimcli.pruning.outlook import Outlook, Size
 from slimcli.pruning.rounding import multiples_of, widths_within
@@ -167,9 +165,7 @@ class Budget:
 
     def _size_after(self, counts: Mapping[str, int], network: Network) -> Size:
         """MACs and parameters of the network when so many channels of each group, whichever, are gone."""
-        model = copy.deepcopy(network.model)
-        surgery.remove(model, self._input_shape, {name: tuple(range(wanted)) for name, wanted in counts.items()})
-        cost = count(model, self._input_shape)
+        cost = count(network.narrowed(counts, self._input_shape), self._input_shape)
         return cost.macs, cost.params
 
     def met(self, network: Network, iterations: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -18,7 +17,6 @@ from slimcli.deploy.onnx import export_onnx
 from slimcli.networks.shapes import shapes_of
 from slimcli.pipeline.budget import Budget
 from slimcli.pipeline.state import Network
-from slimcli.pruning import surgery
 from slimcli.pruning.outlook import TimeOutlook
 from slimcli.pruning.pacing import widths_in_time
 from slimcli.pruning.rounding import choices_of
@@ -94,7 +92,7 @@ class Pace:
         def fits(units: dict[str, int]) -> bool:
             key = tuple(units.values())
             if key not in shares:
-                timed = self.time(self._cut(network, gone(units)))
+                timed = self.time(network.narrowed(gone(units), self._shape))
                 shares[key] = timed.slim / budget.milliseconds(timed)
                 points.append((foretold(units) / whole, shares[key]))
                 self._say(f"widths that use {shares[key]:.1%} of the budget: {timed.slim:.3g} ms, dense {timed.dense:.3g} ms")
@@ -114,11 +112,6 @@ class Pace:
         if fast_enough is not None:
             return on(fast_enough)
         return narrowest if fits(narrowest) else None
-
-    def _cut(self, network: Network, counts: Mapping[str, int]) -> nn.Module:
-        model = copy.deepcopy(network.model)
-        surgery.remove(model, self._shape, {name: tuple(range(count)) for name, count in counts.items()})
-        return model
 
     def _export(self, model: nn.Module, name: str) -> Path:
         assert self._folder is not None

@@ -57,8 +57,8 @@ def run_recipe(
     patterns; and those that they start from), with other `seeds` than its own, and where the recipe is that of a run folder, the
     card goes into the run folder. Up to `jobs` steps that do not wait for each other are carried out side by side, each in a
     process with its share of the cores. All settings and folders are checked before the first step. Raises an `InputError`, or
-    what a step raises. None in a process that only helps process 0. A recipe is trusted like a Makefile: it may name code (`arch =
-    "file.py:build"`, `trust_pickle = true`), so read one before you run it.
+    what a step raises. None in a process that only helps process 0. A recipe is trusted like a Makefile: it may name code (`arch
+    = "file.py:build"`, `trust_pickle = true`), so read one before you run it.
     """
     progress = progress or Progress()
     recipe = read(path, seeds).changed(changes or {})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slimcli.measures import Score, value_of
 from slimcli.networks import checkpoint, widths
 from slimcli.networks.cost import count
+from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
 from slimcli.pruning.masks import Masks
 from slimcli.pruning.stopping import Look
@@ -54,6 +55,12 @@ class Network:
     def reshaped(self, groups: tuple[ChannelGroup, ...], cost: NetworkCost) -> None:
         """The model has lost channels: these are its groups and costs now."""
         self.groups, self.cost, self.latency, self._wirings = groups, cost, None, None
+
+    def narrowed(self, counts: Mapping[str, int], input_shape: Sequence[int]) -> nn.Module:
+        """A copy of the model without the first so many units of each group: its size is that without any others."""
+        model = copy.deepcopy(self.model)
+        surgery.remove(model, input_shape, {name: tuple(range(count)) for name, count in counts.items()})
+        return model
 
     def structure(self) -> str:
         """The shape of every tensor: what all processes of a run must agree on."""

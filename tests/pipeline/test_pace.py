@@ -178,7 +178,7 @@ def test_a_share_of_the_time_that_stays_is_reckoned_with(fixed: float, monkeypat
     network.latency = pace.time(LENET)
     units = pace.aim(network, plan.budget)
     assert units is not None
-    slim = pace._cut(network, {group.name: group.channels - units[group.name] for group in network.prunable})
+    slim = network.narrowed({group.name: group.channels - units[group.name] for group in network.prunable}, SHAPE)
     assert pace.time(slim).slim <= (fixed + 0.1) * whole
     network = dense(LENET, SHAPE)
     network.latency = pace.time(LENET)
