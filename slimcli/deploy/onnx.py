@@ -28,6 +28,7 @@ from slimcli.disk import write_atomically
 from slimcli.errors import ParityError
 from slimcli.networks.cost import count
 from slimcli.networks.layers import layers_of
+from slimcli.networks.shapes import constant_layers
 
 INPUT, OUTPUT = "input", "logits"
 
@@ -254,10 +255,12 @@ def _alone(network: nn.Module, images: Tensor) -> tuple[nn.Module, Sequence[int]
 
 
 def _check_shapes(network: nn.Module, loaded: onnx.ModelProto, images: Tensor) -> None:
-    """Every conv's and linear's weight that a forward pass uses must be in the file (a linear one may be transposed)."""
+    """Every conv's and linear's weight that images pass must be in the file (a linear one may be transposed). Of what no image
+    passes the exporter writes down the result.
+    """
     inside = [tuple(tensor.dims) for tensor in loaded.graph.initializer]
     network, shape = _alone(network, images)
-    used = {layer.name for layer in count(network, shape).layers if layer.macs}
+    used = {layer.name for layer in count(network, shape).layers if layer.macs} - constant_layers(network, shape)
     for name, layer in layers_of(network).items():
         shape = tuple(layer.weight.shape)
         if isinstance(layer, nn.Linear) and shape not in inside:

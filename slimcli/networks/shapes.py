@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._pytree import tree_leaves
 
 from slimcli.networks.layers import Layer, layers_of
 from slimcli.networks.modes import evaluating
@@ -33,6 +34,32 @@ def shapes_of(model: nn.Module, input_shape: Sequence[int]) -> dict[str, LayerSh
         for hook in hooks:
             hook.remove()
     return found
+
+
+def constant_layers(model: nn.Module, input_shape: Sequence[int]) -> set[str]:
+    """The layers that are called, and give the same whatever the images are: on a table of positions, say (Swin V2)."""
+    names: dict[nn.Module, str] = {layer: name for name, layer in layers_of(model).items()}
+    moved: dict[str, bool] = {}
+
+    def note(layer: nn.Module, _: Any, output: Any) -> None:
+        follows = any(leaf.requires_grad for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        moved[names[layer]] = moved.get(names[layer], False) or follows
+
+    hooks = [layer.register_forward_hook(note) for layer in names]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    reference = next(model.parameters())
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)  # gradients are those of the images alone
+        image = torch.zeros(1, *input_shape, device=reference.device, dtype=reference.dtype, requires_grad=True)
+        with evaluating(model), torch.enable_grad():
+            model(image * 1)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for hook in hooks:
+            hook.remove()
+    return {name for name, follows in moved.items() if not follows}
 
 
 def _shape_of(layer: Layer, read: Tensor) -> LayerShape:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from slimcli.deploy.pt2 import export_pt2
 from slimcli.deploy.runtime import OnnxNetwork
 from slimcli.errors import ParityError
 from slimcli.networks.resolve import build
+from slimcli.networks.shapes import constant_layers
 
 
 def test_any_batch_size_gives_what_torch_gives(slim_resnet: nn.Module, tmp_path: Path) -> None:
@@ -220,3 +222,25 @@ def test_a_large_output_hides_no_fault_in_a_small_one(tmp_path: Path, monkeypatc
     monkeypatch.setattr(deploy, "_exported", tampered)
     with pytest.raises(ParityError, match="in output_0"):
         export_onnx(network, path, torch.randn(3, 3, 8, 8))
+
+
+class _Positions(nn.Module):
+    """Adds what a small network makes of a table of positions, as Swin V2 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.bias, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(2, 4), nn.Linear(4, 5)
+        self.register_buffer("table", torch.randn(36, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.body(x).flatten(2) + self.bias(self.table).T).relu().mean(2))
+
+
+def test_what_no_image_passes_may_be_computed_by_the_exporter(tmp_path: Path) -> None:
+    network = _Positions().eval()
+    assert constant_layers(network, (3, 6, 6)) == {"bias"}
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    images = torch.randn(4, 3, 6, 6)
+    path = export_onnx(network, tmp_path / "model.onnx", images).path
+    (found,) = ort.InferenceSession(str(path)).run(None, {"input": images.numpy()})
+    assert np.allclose(found, network(images).detach().numpy(), atol=1e-5)
