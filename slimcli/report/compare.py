@@ -35,12 +35,13 @@ def gather(runs: Sequence[RunDir]) -> list[Result]:
 def compare(results: Sequence[Result], path: Path) -> Path:
     """Write one page on what was gathered. Repetitions with other seeds are drawn as one, with their deviation."""
     table = [row(result) for result in results]
+    columns = [column for column in table[0] if any(cells[column] for cells in table)]
     return write_page(
         path,
         "compare.html.j2",
         results=results,
-        head=list(table[0]),
-        rows=[list(cells.values()) for cells in table],
+        head=columns,
+        rows=[[cells[column] for column in columns] for cells in table],
         subjects=_subjects(results),
         score=measure_of_all(results).opening,
         plots=[pareto(results), courses(results)],
@@ -70,7 +71,7 @@ def row(result: Result) -> dict[str, str]:
         "change": formats.score_change(result.dense, slim) if result.finished else "",
         "MACs kept": formats.percent(result.kept("macs")),
         "parameters kept": formats.percent(result.kept("params")),
-        "weights left": formats.percent(last["remaining"]) if "remaining" in last else "",
+        "weights left": formats.percent(last["remaining"]) if metrics.get("sparsity") and "remaining" in last else "",
         "file size": formats.size(slim["file_bytes"]) if slim.get("file_bytes") else "",
         "latency, p50": formats.milliseconds(latency["p50"]) if latency else "",
         "speedup": formats.interval(speedup) if speedup else "",

@@ -40,13 +40,23 @@ def pareto(results: Sequence[Result]) -> Plot:
         "and a faint line through each run's iterations.",
         size=(9, 4.6),
         draw=lambda figure: _draw(figure, results, masked, timed),
-        head=("run", "iteration", kept, f"held-out {title}"),
-        rows=tuple(
-            (result.name, str(step["index"]), formats.percent(_share(step, result, masked)), shown(step, result))
-            for result in results
-            for step in result.kept_iterations
-        ),
+        head=("run", "network", kept, *(["latency (of dense)"] if timed else []), title),
+        rows=tuple(row for result in results for row in _rows(result, masked, timed)),
     )
+
+
+def _rows(result: Result, masked: bool, timed: bool) -> list[tuple[str, ...]]:
+    """The numbers of one run: each iteration on the held-out split, then the slim network on the test split."""
+    rows: list[tuple[str, str, float, float | None, str]] = [
+        (result.name, f"iteration {step['index']}, held out", _share(step, result, masked), None, shown(step, result))
+        for step in result.kept_iterations
+    ]
+    if result.finished:
+        rows.append((result.name, "slim, test", _left(result, masked), _time_kept(result), formats.scored(result.slim)))
+    return [
+        (name, network, formats.percent(left), *(["" if time is None else formats.percent(time)] if timed else []), score)
+        for name, network, left, time, score in rows
+    ]
 
 
 def _time_kept(result: Result) -> float | None:
