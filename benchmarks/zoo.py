@@ -48,6 +48,13 @@ FIXED = {"inception_v3": 299, "vit": 224, "swin": 224, "maxvit": 224}
 groups at a size that takes a fifth of the time.
 """
 MOST_PARAMETERS = 150e6
+ABOUT = """# The zoo
+
+Classification networks pruned to half of their MACs and checked (`python benchmarks/zoo.py`, which says how). Right is where
+at least a quarter of the MACs is gone and nothing is wrong; of torch-pruning's own `BasePruner` only the equality is asked.
+A refusal leaves the network as it was. Figures are shares of MACs and of parameters removed; seconds (one thread) and GiB
+are those of `hbfp` and `l1` together.
+"""
 RIGHT = 1e-6
 """Largest error, as a share of what zeroing the channels changes; rounding in float64 is 1e-13."""
 
@@ -360,6 +367,13 @@ def verdict_of(of: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, [sizes, *faults]))
 
 
+def _counts(family: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """How many of a family each method prunes right."""
+    whole = [record for record in records if not record["fault"]]
+    right = (sum(is_right(record[method]) for record in whole) for method in ("hbfp", "l1", "torch-pruning"))
+    return f"| {family} | {len(records)} | {' | '.join(map(str, right))} |"
+
+
 def line_of(record: Mapping[str, Any]) -> str:
     """A row of the table."""
     end = f"{record['seconds']:.0f} | {record['peak'] / 2**30:.1f} |"
@@ -374,16 +388,13 @@ def line_of(record: Mapping[str, Any]) -> str:
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
     """The page."""
-    whole = [record for record in records if not record["fault"]]
-    right = {method: sum(is_right(record[method]) for record in whole) for method in ("hbfp", "l1", "torch-pruning")}
+    families = dict.fromkeys(record["arch"].partition(":")[0] for record in records)
     return "\n".join(
         [
-            "# The zoo",
-            "",
-            f"{len(records)} networks, pruned to half their MACs and checked (`python benchmarks/zoo.py`, which says how). At",
-            "least a quarter of the MACs is gone and everything is right in",
-            f"{right['hbfp']} by `hbfp` and {right['l1']} by `l1`; in {right['torch-pruning']} by torch-pruning's own",
-            "`BasePruner`, of which only the equality is asked. Figures are shares of MACs and of parameters removed.",
+            ABOUT,
+            "| | networks | right by `hbfp` | by `l1` | by torch-pruning |",
+            "| --- | --- | --- | --- | --- |",
+            *(_counts(family, [record for record in records if record["arch"].startswith(family)]) for family in families),
             "",
             "| network | hbfp | l1 | groups that stay | torch-pruning | seconds | GiB |",
             "| --- | --- | --- | --- | --- | --- | --- |",
