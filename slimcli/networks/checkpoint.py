@@ -82,6 +82,18 @@ class Checkpoint:
             raise CheckpointError(f"{complaint}: {_first_line(error)}", "save or copy the file again") from error
         return network
 
+    def check_names(self, classes: int, input_shape: tuple[int, ...]) -> None:
+        """Raise `CheckpointError` where a network for so many classes and such images has other keys, whatever their shapes.
+
+        A foreign state dict says how many classes and channels it is for only where its keys are right.
+        """
+        try:
+            network = resolve.build(self.arch, classes, input_shape)
+        except ArchError:
+            return  # the network may be for other images: that is told of the data
+        missing, surplus, _ = _loaded(network, self.state_dict)
+        _check_keys(missing, surplus, [], f"{self.path} does not fit {self.arch}")
+
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint as one file, in full or not at all."""
@@ -321,6 +333,15 @@ def without_wrapper(state: dict[str, Tensor], expected: Mapping[str, Any]) -> di
 
 
 def _load_weights(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
+    missing, surplus, shapes = _loaded(network, state)
+    _check_keys(missing, surplus, shapes, complaint)
+    if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
+        bad = next(k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all()))
+        raise CheckpointError(f"{complaint}: {bad} holds values that are not finite", "use an earlier checkpoint")
+
+
+def _loaded(network: nn.Module, state: dict[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Load what fits; the keys that are missing, those that are surplus, and those of another shape with both shapes."""
     expected = network.state_dict()
     state = without_wrapper(state, expected)
     fitting = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
@@ -336,6 +357,10 @@ def _load_weights(network: nn.Module, state: dict[str, Tensor], complaint: str) 
         for key, value in state.items()
         if key in expected and key not in fitting
     ]
+    return missing, surplus, shapes
+
+
+def _check_keys(missing: list[str], surplus: list[str], shapes: list[str], complaint: str) -> None:
     nearest = {key: difflib.get_close_matches(key, surplus, n=1, cutoff=0.8) for key in missing}
     missing = [f"{key} (is it {near[0]}?)" if near else key for key, near in nearest.items()]
     faults = [
@@ -345,6 +370,3 @@ def _load_weights(network: nn.Module, state: dict[str, Tensor], complaint: str) 
     ]
     if faults:
         raise CheckpointError(f"{complaint}: {'; '.join(faults)}", "name the network that these weights belong to with --arch")
-    if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
-        bad = next(k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all()))
-        raise CheckpointError(f"{complaint}: {bad} holds values that are not finite", "use an earlier checkpoint")

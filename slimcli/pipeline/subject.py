@@ -53,6 +53,7 @@ def open_subject(
         convolutional = any(tensor.ndim == 4 for tensor in loaded.state_dict.values())
         channels = loaded.input_shape[0] if convolutional else data.shape[0]
         loaded = replace(loaded, input_shape=(channels, *data.shape[1:]))
+        loaded.check_names(data.classes, data.shape)
     check_fits(data, loaded.arch, loaded.classes, loaded.input_shape)
     model = loaded.build().to(where)
     check_takes(model, data, loaded.arch)

@@ -249,5 +249,5 @@ def cannot_run(input_shape: Sequence[int], error: Exception) -> ArchError:
     first_line = str(error).splitlines()[0] if str(error) else ""
     return ArchError(
         f"the network cannot be traced on images of {tuple(input_shape)} ({type(error).__name__}: {first_line})",
-        "--debug shows where",
+        "--debug shows where; slim inspect takes images of another size with --input-shape",
     )

@@ -89,6 +89,16 @@ def test_a_history_of_another_network_is_refused(foreign: Path, tmp_path: Path) 
         job.prepare(PruneSettings(model=str(foreign), arch="lenet5", history=(str(other),), **QUICK))
 
 
+@pytest.mark.parametrize("key", ["conv1.weight", "fc2.weight", "fc2.bias"])
+def test_a_key_that_is_named_wrong_is_told_before_what_follows_from_it(key: str, tmp_path: Path) -> None:
+    """Channels and classes are guessed from the first and the last tensors, which may be others then."""
+    state = build("lenet5", 10, (1, 28, 28)).state_dict()
+    state["other." + key] = state.pop(key)
+    torch.save(state, tmp_path / "wrong.pt")
+    with pytest.raises(CheckpointError, match=rf"missing: {key}.*surplus: other\.{key}"):
+        job.prepare(PruneSettings(model=str(tmp_path / "wrong.pt"), arch="lenet5", **QUICK))
+
+
 def test_data_that_does_not_fit_the_network_is_refused(foreign: Path, tmp_path: Path) -> None:
     state = build("resnet20-cifar", 10, (3, 32, 32)).state_dict()
     torch.save(state, tmp_path / "resnet.pt")
