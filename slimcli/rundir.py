@@ -186,7 +186,14 @@ class RunDir:
         """The journal's last line. There is nothing to go on with any more: the saved states, which may be large, are dropped."""
         self.append("finished", time=time.time(), shortfall=shortfall)
         self._sync_journal()
-        shutil.rmtree(self.state, ignore_errors=True)
+        self.drop_states()
+
+    def drop_states(self) -> None:
+        """Remove the saved states: under another name first, so that some of them without the others are never gone on with."""
+        gone = self.path / ".state"
+        if self.state.exists() and not gone.exists():
+            self.state.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def save_state(self, content: disk.Content) -> None:
         """Make this the newest state and keep the one before; the journal reaches the disk first."""

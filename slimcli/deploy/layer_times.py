@@ -41,7 +41,7 @@ class LayerTimes:
 
     def __init__(self) -> None:
         self._kept = Remembered(LAYERS_FILE)
-        self._before: dict[str, float] = self._kept.here()
+        self._before = {key: time for key, time in self._kept.here().items() if isinstance(time, float) and time > 0}
         self._known: dict[LayerShape, float] = {}
 
     def of(self, shape: LayerShape) -> float:
@@ -89,7 +89,7 @@ def fast_multiples() -> dict[str, int]:
     def with_all(known: dict[str, Any]) -> dict[str, Any]:
         return known if set(known) == set(_TYPICAL) else _swept()
 
-    return multiples.once(with_all)
+    return multiples.update(with_all)
 
 
 def _swept() -> dict[str, int]:

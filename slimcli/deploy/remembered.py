@@ -35,10 +35,10 @@ class Remembered:
         return self._read().get(this_machine(), {})
 
     def add(self, found: Mapping[str, Any]) -> None:
-        """Remember this too."""
-        self.once(lambda known: {**known, **found})
+        """Remember this too; what is known already stays."""
+        self.update(lambda known: {**found, **known})
 
-    def once(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    def update(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
         """What `change` makes of what is known, which is remembered; of several processes one after the other does so."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

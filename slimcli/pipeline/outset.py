@@ -89,12 +89,12 @@ def _units_in_time(
     pace = Pace(model, data.shape, progress.say)
     try:
         network.latency = pace.time(model)
+        units = pace.aim(network, plan.budget)
     except ParityError as error:
         raise ArchError(
             f"{settings.arch or 'the network'} cannot be timed, as it cannot be exported: {error.message}",
             "give a budget in --macs or --params",
         ) from error
-    units = pace.aim(network, plan.budget)
     if units is None:
         raise SettingsError(
             f"--latency {settings.latency} is out of reach: the network takes {network.latency.dense:.3g} ms here, and too "

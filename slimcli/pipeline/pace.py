@@ -111,7 +111,8 @@ class Pace:
         self._layers.keep()
         if fast_enough is not None:
             return on(fast_enough)
-        return narrowest if fits(narrowest) else None
+        fits(narrowest)  # or is known
+        return narrowest if shares[tuple(narrowest.values())] <= 1 else None
 
     def _export(self, model: nn.Module, name: str) -> Path:
         assert self._folder is not None

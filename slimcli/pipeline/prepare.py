@@ -71,7 +71,7 @@ def prepare(settings: PruneSettings, progress: Progress | None = None) -> Prepar
     if zeros := sum(int((~mask).sum()) for mask in (state.network.masks or {}).values()):
         notes.append(f"{zeros:,} weights are zero already: they stay so")
     notes += plan.forced(state.network)
-    if settings.sized and plan.budget.met(state.network, 0):
+    if settings.sized and plan.budget.satisfied(state.network, 0):
         notes.append("the network is within the budget as it is: nothing is removed")
     return Prepared(settings, subject, state, plan, origins, tuple(notes), teacher=teacher)
 

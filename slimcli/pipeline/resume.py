@@ -46,10 +46,24 @@ def settings_of(run: RunDir, kind: type[S], changes: Mapping[str, Any]) -> S:
 
 
 def is_complete(run: RunDir) -> str | None:
-    """What fell short in a run that is finished and whole; None where there is something to go on with."""
-    last = (run.read_journal() or [{}])[-1]
-    whole = last.get("event") == "finished" and run.model.exists() and run.metrics.exists()
-    return str(last["shortfall"]) if whole else None
+    """What fell short in a run that is finished; None where there is something to go on with.
+
+    Its states are dropped where that was interrupted. Raises `RunDirError` where the run is finished, and its network is lost.
+    """
+    last = next((event for event in reversed(run.read_journal()) if event["event"] != "interrupted"), {"event": ""})
+    if last["event"] != "finished":
+        return None
+    missing = [path.name for path in (run.model, run.metrics) if not path.exists()]
+    if missing and run.last_good.exists():
+        return None  # a run of an older version, which kept its states
+    if missing:
+        raise RunDirError(
+            f"the run in {run.path} is finished, and its {missing[0]} is missing",
+            f"repeat it: slim run {run.recipe} -o ANOTHER_FOLDER",
+        )
+    if processes.is_main():
+        run.drop_states()
+    return str(last["shortfall"])
 
 
 def cut_journal(run: RunDir, size: int, progress: Progress) -> None:

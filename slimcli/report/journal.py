@@ -89,7 +89,7 @@ def _pruned(start: JsonDict, events: Sequence[JsonDict]) -> JsonDict:
         "held_out": end["held_out"] if end else _held_out(start, iterations),
         "epochs": end["epochs"] if end else len(of_kind(events, "epoch")),
         "training_macs": (end or {}).get("training_macs"),
-        "reason": end["reason"] if end else where(events),
+        "reason": deployed.get("reason", end["reason"]) if end else where(events),
         "budget_met": bool(end and deployed.get("budget_met", end["budget_met"])),
         "iterations": iterations,
         "final": (end or {}).get("final") or _trials(events),

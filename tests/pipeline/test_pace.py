@@ -109,7 +109,7 @@ def test_a_last_measurement_beyond_the_budget_falls_short(
     result = job.run(settings, tmp_path / "run")
     assert result is not None
     assert not result.metrics["budget_met"]
-    assert "beyond the" in result.shortfall
+    assert "in the last measurement it is not" in result.metrics["reason"]
     assert "--latency 0.001" in result.shortfall
     assert read(RunDir(tmp_path / "run")).metrics["budget_met"] is False
     (tmp_path / "run/metrics.json").unlink()

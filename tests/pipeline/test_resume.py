@@ -499,10 +499,35 @@ def test_what_is_missing_is_told(halfway: RunDir, tmp_path: Path) -> None:
     assert any("has lost" in message for message in said)
     assert len(result.metrics["iterations"]) == 2
     assert not halfway.state.exists()
-    halfway.model.unlink()  # a run that was complete and lost its network begins again
-    job.resume(halfway.path, progress=Listening())
-    assert any("from the beginning" in message for message in said)
-    assert halfway.model.exists()
+    halfway.model.unlink()
+    with pytest.raises(RunDirError, match=r"is finished, and its model\.pt is missing"):
+        job.resume(halfway.path)
+
+
+@pytest.mark.parametrize("place", ["slimcli.rundir.shutil.rmtree", "slimcli.rundir.RunDir._sync_journal"])
+def test_a_run_that_is_interrupted_when_it_was_finished_is_complete(
+    place: str, halfway: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is done anew, and no states stay."""
+    with monkeypatch.context() as patch:
+        right = RunDir.finish
+
+        def finish(run: RunDir, shortfall: str) -> None:
+            def interrupted(*_: Any, **__: Any) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(place, interrupted)
+            right(run, shortfall)
+
+        patch.setattr(RunDir, "finish", finish)
+        with pytest.raises(KeyboardInterrupt):
+            job.resume(halfway.path)
+    model, journal = halfway.model.read_bytes(), halfway.journal.read_bytes()
+    result = job.resume(halfway.path)
+    assert result is not None
+    assert (halfway.model.read_bytes(), halfway.journal.read_bytes()) == (model, journal)
+    assert not halfway.state.exists()
+    assert not (halfway.path / ".state").exists()
 
 
 def test_a_run_in_use_is_left_alone(halfway: RunDir) -> None:
