@@ -20,6 +20,7 @@ import argparse
 import copy
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,8 @@ TIMM = """
 """Forty convolutional networks of as many families, where timm is installed."""
 
 CLASSES, SIDE = 1000, 96
+EXAMINED = "SLIM_ZOO"
+"""Environment variable that names the network whose images a child makes."""
 FIXED = {"inception_v3": 299, "vit": 224, "swin": 224, "maxvit": 224}
 """Networks that are made for one size (or, in training, for no smaller one), by how their names begin. The others have the same
 groups at a size that takes a fifth of the time.
@@ -79,9 +82,7 @@ def main() -> None:
         if arch not in done:
             limits = options.minutes * 60, options.gigabytes * 2**30
             found = {by: limited(arch, by, *limits) for by in EXAMINERS}
-            theirs = found["torch-pruning"]
-            refused = {"refused": theirs["fault"]} if theirs["fault"] else theirs
-            done[arch] = {"arch": arch} | found["slim"] | {"torch-pruning": refused}
+            done[arch] = {"arch": arch} | found["slim"] | {"torch-pruning": found["torch-pruning"]}
             with records.open("a") as file:
                 file.write(json.dumps(done[arch]) + "\n")
             print(line_of(done[arch]), flush=True)
@@ -102,7 +103,8 @@ def limited(arch: str, by: str, seconds: float, most: float) -> dict[str, Any]:
     """What a process of its own finds out about the network, its seconds and its peak memory; or why it was ended."""
     started, peak, ended = time.perf_counter(), 0, ""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen([sys.executable, __file__, arch, "--by", by], stdout=out, stderr=errors)
+        command, variables = [sys.executable, __file__, arch, "--by", by], os.environ | {EXAMINED: arch}
+        process = subprocess.Popen(command, stdout=out, stderr=errors, env=variables)
         while process.poll() is None:
             time.sleep(0.2)
             peak = max(peak, memory_of(process.pid))
@@ -131,7 +133,7 @@ def memory_of(pid: int) -> int:
 
 def images() -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Random images for training and testing: nothing is learned from them here."""
-    generator, shape = torch.Generator().manual_seed(0), shape_of(sys.argv[1])
+    generator, shape = torch.Generator().manual_seed(0), shape_of(os.environ[EXAMINED])
 
     def loader(count: int) -> DataLoader[Any]:
         labels = torch.arange(count) % CLASSES
@@ -339,7 +341,7 @@ def by_torch_pruning(arch: str, model: nn.Module, history: Any, probe: Tensor) -
         macs = 1 - slimcli.count(network, shape).macs / slimcli.count(model, shape).macs
         return {"equal": equality(model, network, zeroed, probe), "macs": macs}
     except Exception as error:
-        return {"refused": f"fails: {type(error).__name__}"}
+        return {"refused": type(error).__name__}
 
 
 EXAMINERS = {"slim": by_slim, "torch-pruning": by_torch_pruning}
@@ -355,34 +357,38 @@ def width_of(module: nn.Module) -> int:
     return 0
 
 
+FAULTS = ("fault", "refused", "equal", "loads", "exports")
+"""What can be wrong: a process that was ended or broke, and what an examination found."""
+
+
 def is_right(of: Mapping[str, Any]) -> bool:
     """Whether a quarter of the MACs is gone and nothing is wrong."""
-    return of.get("macs", 0.0) >= 0.25 and not any(of.get(key) for key in ("refused", "equal", "loads", "exports"))
+    return of.get("macs", 0.0) >= 0.25 and not any(of.get(key) for key in FAULTS)
 
 
 def verdict_of(of: Mapping[str, Any]) -> str:
     """MACs and parameters removed, and what is wrong, if anything is."""
-    faults = [f"{key}: {of[key]}" for key in ("refused", "equal", "loads", "exports") if of.get(key)]
+    faults = [f"{key}: {of[key]}" if key != "fault" else of[key] for key in FAULTS if of.get(key)]
     sizes = f"{of['macs']:.0%}" + (f", {of['params']:.0%}" if "params" in of else "") if "macs" in of else ""
     return "; ".join(filter(None, [sizes, *faults]))
 
 
 def _counts(family: str, records: Sequence[Mapping[str, Any]]) -> str:
     """How many of a family each method prunes right."""
-    whole = [record for record in records if not record["fault"]]
-    right = (sum(is_right(record[method]) for record in whole) for method in ("hbfp", "l1", "torch-pruning"))
+    right = (sum(is_right(record.get(method, {})) for record in records) for method in ("hbfp", "l1", "torch-pruning"))
     return f"| {family} | {len(records)} | {' | '.join(map(str, right))} |"
 
 
 def line_of(record: Mapping[str, Any]) -> str:
     """A row of the table."""
     end = f"{record['seconds']:.0f} | {record['peak'] / 2**30:.1f} |"
+    theirs = verdict_of(record["torch-pruning"])
     if record["fault"]:
-        return f"| {record['arch']} | {record['fault']} | | | | {end}"
+        return f"| {record['arch']} | {record['fault']} | | | {theirs} | {end}"
     frozen = list(record["hbfp"].get("frozen", {}).values())
     stay = "; ".join(f"{frozen.count(reason)}: {reason}" for reason in dict.fromkeys(frozen))
     ours = verdict_of(record["hbfp"]), verdict_of(record["l1"])
-    cells = (*ours, f"of {record['hbfp'].get('groups', '?')}, {stay}", verdict_of(record["torch-pruning"]))
+    cells = (*ours, f"of {record['hbfp'].get('groups', '?')}, {stay}", theirs)
     return f"| {record['arch']} | {' | '.join(cells)} | {end}"
 
 

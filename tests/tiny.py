@@ -96,6 +96,59 @@ class Concat(Tiny):
         return self.fc(F.relu(self.c(x)).mean((2, 3)))
 
 
+class FlattenedConcat(Tiny):
+    """Two branches side by side, flattened together into a hidden linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.fc1, self.fc2 = nn.Linear(10 * 4 * 4, 7), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(torch.cat([self.a(x), self.b(x)], -3)), 2)
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+class ConcatFlattened(Tiny):
+    """Maps of two sizes and a vector, each flattened first, side by side into a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 6, 1, stride=4), nn.Conv2d(3, 5, 3)
+        self.fc1, self.fc2 = nn.Linear(4 * 64 + 6 * 4 + 5, 7), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps, c = (F.relu(self.a(x)), F.relu(self.b(x))), F.relu(self.c(x)).mean((2, 3))
+        return self.fc2(F.relu(self.fc1(torch.cat([*(each.reshape(len(x), -1) for each in maps), c], 1))))
+
+
+class BesideImage(Tiny):
+    """What a layer gives stands beside the image itself, and the two are flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 1), nn.Conv2d(9, 5, 3, padding=1), nn.Linear(8 * 4 * 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.b(torch.cat([x, F.relu(self.a(x))], 1)))
+        return self.fc(F.max_pool2d(torch.cat([x, inner], 1), 2).flatten(1))
+
+
+class FixedSplit(Tiny):
+    """Parts of a fixed size, one of which is passed on (Res2Net): their layers cannot go, what follows can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Conv2d(3, 12, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 1), nn.Conv2d(14, 5, 3)
+        self.fc = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, last = F.relu(self.a(x)).split(4, 1)
+        first = F.relu(self.b(first))
+        second = F.relu(self.c(second + first))
+        return self.fc(F.relu(self.d(torch.cat([first, second, last], 1))).mean((2, 3)))
+
+
 class ConcatDepthwise(Tiny):
     """Two branches side by side, one depthwise conv over both: its channels belong to two groups."""
 
@@ -249,6 +302,22 @@ class Signal(Tiny):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.b(F.relu(self.bn(self.a(x.flatten(2)))))).mean(2))
+
+
+class FlattenedSignal(Tiny):
+    """Convs over one dimension, flattened; and tokens, whose channels come last, flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 6, 5), nn.Conv1d(6, 5, 3, stride=2)
+        self.c, self.d = nn.Conv1d(3, 7, 1), nn.Conv1d(7, 6, 8, stride=8)
+        self.fc1, self.fc2 = nn.Linear(5 * 29 + 8 * 6, 7), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        signal = x.flatten(2)
+        tokens = F.relu(self.d(F.relu(self.c(signal)))).transpose(1, 2)
+        parts = F.relu(self.b(F.relu(self.a(signal)))).flatten(1), tokens.flatten(1)
+        return self.fc2(F.relu(self.fc1(torch.cat(parts, -1))))
 
 
 class Volume(Tiny):

@@ -15,12 +15,13 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch_pruning._helpers import _HybridIndex
-from torch_pruning.dependency import index_mapping
+from torch_pruning.dependency import index_mapping as inferred_mapping
 
 from slimcli.errors import ArchError
 from slimcli.networks.layers import filters, inputs, layers_of
 from slimcli.networks.modes import evaluating
 from slimcli.networks.shortcut import ChannelPad
+from slimcli.pruning import index_mapping
 
 
 class _ChannelPadPruner(tp.BasePruningFunc):  # type: ignore[misc]
@@ -89,6 +90,7 @@ class Graph:
                     ],
                     verbose=False,
                 )
+            index_mapping.correct(self.graph, self.names)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
@@ -141,12 +143,22 @@ class Graph:
             for further in dep.target.dependencies if new else ():
                 if further.is_triggered_by(dep.handler):
                     mapped = new
-                    for mapping in further.index_mapping:
+                    onward = further.target in further.source.outputs
+                    for mapping in further.index_mapping if onward else reversed(further.index_mapping):
                         mapped = mapping(mapped) if mapping is not None else mapped
-                    if any(index.idx >= self._widest for index in mapped):
+                    widest = self._width(further)
+                    if any(index.idx >= widest for index in mapped):
                         raise IndexError("channels are reshaped in a way that cannot be followed")
                     ahead.append((further, mapped))
         return [Item(dep, list(known), list(known.values())) for dep, known in found.values() if known]
+
+    def _width(self, dep: Any) -> int:
+        """How many channels there are on the side on which the dependency's target loses some; no less where that is unknown."""
+        known = None
+        if dep.target.module in self.names:
+            of = self.graph.get_out_channels if self.graph.is_out_channel_pruning_fn(dep.handler) else self.graph.get_in_channels
+            known = of(dep.target)
+        return known or self._widest
 
     def prune(self, items: Sequence[Item]) -> None:
         """Remove these channels, of several layers together. The graph is of no use afterwards."""
@@ -219,23 +231,23 @@ def _unknown_widths() -> Iterator[None]:
     """torch-pruning fails at a reshape (a channel shuffle) or a concatenation (behind many blocks) whose width it cannot infer:
     let it stand as one that moves no channels. Where that is wrong, the check of a removal finds it.
     """
-    names = ("update_reshape_index_mapping", "update_concat_index_mapping")
-    right = {name: getattr(index_mapping, name) for name in names}
+    errors = {"update_reshape_index_mapping": ZeroDivisionError, "update_concat_index_mapping": TypeError}
+    right = {name: getattr(inferred_mapping, name) for name in errors}
 
-    def tolerant(update: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    def tolerant(update: Callable[[Any, Any], None], error: type[Exception]) -> Callable[[Any, Any], None]:
         def updated(graph: Any, node: Any) -> None:
-            with suppress(ZeroDivisionError, TypeError):
+            with suppress(error):
                 update(graph, node)
 
         return updated
 
-    for name, update in right.items():
-        setattr(index_mapping, name, tolerant(update))
+    for name, error in errors.items():
+        setattr(inferred_mapping, name, tolerant(right[name], error))
     try:
         yield
     finally:
         for name, update in right.items():
-            setattr(index_mapping, name, update)
+            setattr(inferred_mapping, name, update)
 
 
 def _groups_of(module: Any) -> int:
