@@ -181,6 +181,10 @@ class Budget:
             return self._small_enough(network)
         return s.iterations is None or iterations >= s.iterations
 
+    def met_already(self, dense: Network) -> bool:
+        """Whether the network that the run begins with has every size that was asked for."""
+        return self._settings.sized and self._small_enough(dense)
+
     def leaves_any(self, network: Network) -> bool:
         """Whether a group could still lose a channel and be no narrower than was asked for."""
         return any(group.channels > self.units.get(group.name, group.least) for group in network.prunable)

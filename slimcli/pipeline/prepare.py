@@ -61,18 +61,18 @@ def prepare(settings: PruneSettings, progress: Progress | None = None) -> Prepar
             f"the network was trained on {loaded.data.get('name')}, not on {subject.data.name}: if they share images, some of "
             "those held out were trained on; give images it never saw with --val-data"
         )
-    if history.epochs == 0 and settings.criterion == "history":
-        notes.append(
-            f"no norm history: {settings.observe_epochs} epochs are observed first (--observe-epochs, or --history FILES)"
-        )
     settings = replace(settings, arch=subject.checkpoint.arch)
     teacher = _teacher(settings, subject)
     state, plan, origins = start(subject.model, subject.data, history, settings, _past(subject, settings.arch or ""), progress)
     if zeros := sum(int((~mask).sum()) for mask in (state.network.masks or {}).values()):
         notes.append(f"{zeros:,} weights are zero already: they stay so")
     notes += plan.forced(state.network)
-    if settings.sized and plan.budget.satisfied(state.network, 0):
-        notes.append("the network is within the budget as it is: nothing is removed")
+    if plan.budget.met_already(state.network):
+        notes.append("the network is within the budget as it is: it is handed over unchanged")
+    elif history.epochs == 0 and settings.criterion == "history":
+        notes.append(
+            f"no norm history: {settings.observe_epochs} epochs are observed first (--observe-epochs, or --history FILES)"
+        )
     return Prepared(settings, subject, state, plan, origins, tuple(notes), teacher=teacher)
 
 

@@ -39,8 +39,11 @@ class Turn:
         self.work = work
 
     def observe(self) -> str:
-        """Record a norm history where there is none."""
+        """Record a norm history where there is none, and something is to be chosen by it."""
         network = self.work.state.network
+        met = self.work.plan.budget.met_already(network)
+        if self.work.engine.group.broadcast(met):  # only process 0 has timed it
+            return self.work.saved("choose")
         if self.work.settings.criterion == "history":
             if network.history.epochs == 0 or self.work.state.fit is not None:
                 self.work.train(self.work.settings.observe_epochs, "observe")

@@ -128,11 +128,15 @@ def test_a_network_that_cannot_be_exported_is_refused_before_anything_is_written
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_within_the_budget_is_told(tiny_checkpoint: Path, tmp_path: Path, by_macs: None) -> None:
+def test_a_network_within_the_budget_is_handed_over_as_it_is(tiny_checkpoint: Path, tmp_path: Path, by_macs: None) -> None:
     said = Said()
     result = job.run(PruneSettings(model=str(tiny_checkpoint), **QUICK, latency="9ms", deploy=False), tmp_path / "run", said)
     assert result is not None
-    assert any("within the budget as it is" in note for note in result.metrics["notes"])
+    assert [note for note in result.metrics["notes"] if "within the budget as it is" in note]
+    assert not [note for note in result.metrics["notes"] if "observed first" in note]
+    assert result.metrics["epochs"] == 0 and result.metrics["budget_met"] and not result.shortfall
+    before, after = (checkpoint.load(path).state_dict for path in (tiny_checkpoint, result.folder.model))
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_a_time_that_cannot_be_had_is_refused_before_anything_is_written(
