@@ -9,10 +9,13 @@ import typer
 
 from slimcli.cli import arguments, console
 from slimcli.cli import options as o
+from slimcli.errors import SettingsError
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL_OR_ARCH", help="A checkpoint, or the name of a network.")],
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL_OR_ARCH", help="A checkpoint, or the name of a network.", show_default=False)
+    ] = None,
     arch: o.Arch = None,
     arch_arg: o.ArchArg = None,
     input_shape: o.InputShape = None,
@@ -26,11 +29,14 @@ def inspect(
     from slimcli.cli import tables
     from slimcli.pipeline.inspect import inspect as run
 
-    if arch is None and not Path(model).exists():
-        model = arguments.arch_of(model, arch_arg)
+    given, network = (model, arch) if model else (arch, None)
+    if given is None:
+        raise SettingsError("nothing was named to look at", "give a checkpoint, or a network: `slim list archs` shows some")
+    if network is None and not Path(given).exists():
+        given = arguments.arch_of(given, arch_arg)
     else:
-        arch = arguments.arch_of(arch, arch_arg)
-    result = run(model, arch, trust_pickle, linear, arguments.shape(input_shape), classes)
+        network = arguments.arch_of(network, arch_arg)
+    result = run(given, network, trust_pickle, linear, arguments.shape(input_shape), classes)
     if json:
         console.print_json(result)
     else:

@@ -259,7 +259,8 @@ def _groups_of(module: Any) -> int:
 def cannot_run(input_shape: Sequence[int], error: Exception) -> ArchError:
     """What is told of a network that cannot be traced."""
     first_line = str(error).splitlines()[0] if str(error) else ""
+    first = ", an image's channels first (3,32,32)" if len(input_shape) == 2 else ""
     return ArchError(
         f"the network cannot be traced on images of {tuple(input_shape)} ({type(error).__name__}: {first_line})",
-        "--debug shows where; slim inspect takes images of another size with --input-shape",
+        "--debug shows where; slim inspect takes images of another size with --input-shape" + first,
     )

@@ -136,6 +136,8 @@ def test_list_names_what_the_other_commands_take(slim: Slim) -> None:
         (("run", "nowhere.toml"), ("nowhere.toml",)),
         (("inspect", "resnet57-cifar"), ("resnet57-cifar", "resnet56-cifar")),
         (("inspect", "lenet5", "--arch-arg", "width"), ("--arch-arg 'width'", "key=value")),
+        (("inspect",), ("a checkpoint, or a network",)),
+        (("inspect", "resnet20-cifar", "--input-shape", "28,28"), ("an image's channels first",)),
         (("prune", "model.pt", "--arch-arg", "width=3"), ("--arch-arg", "--arch")),
         (("prune", "model.pt", "--exclude", "convx"), ("--exclude 'convx'", "conv2")),
     ],
@@ -245,10 +247,11 @@ def test_a_budget_may_be_given_in_percent(slim: Slim, tiny_checkpoint: Path) -> 
 
 def test_arguments_reach_the_network_and_stay_with_it(slim: Slim, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from torch import nn\ndef build(width=3):\n    return nn.Conv2d(1, width, 3)\n")
-    code, stdout, _ = slim("inspect", "mine.py:build", "--arch-arg", "width=5", "--input-shape", "1,8,8", "--json")
-    assert code == 0
-    assert json.loads(stdout)["arch"] == "mine.py:build(width=5)"
-    assert json.loads(stdout)["layers"][0]["filters"] == 5
+    for named in (["mine.py:build"], ["--arch", "mine.py:build"]):
+        code, stdout, _ = slim("inspect", *named, "--arch-arg", "width=5", "--input-shape", "1,8,8", "--json")
+        assert code == 0
+        assert json.loads(stdout)["arch"] == "mine.py:build(width=5)"
+        assert json.loads(stdout)["layers"][0]["filters"] == 5
 
 
 def test_a_dry_run_shows_what_goes_what_stays_and_what_has_no_effect(slim: Slim, tiny_checkpoint: Path) -> None:
