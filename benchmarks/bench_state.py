@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 from slimcli.data.memory import Augment, ImageLoader
-from slimcli.networks import checkpoint
+from slimcli.networks import checkpoint, weights
 from slimcli.networks.cost import count
 from slimcli.networks.resolve import build
 from slimcli.pipeline.state import Network, State
@@ -50,7 +50,7 @@ def main() -> int:
         def after_epoch(epoch: Epoch, fit: FitState) -> None:
             state.fit = fit
             started = time.perf_counter()
-            content = {"resume": state.content(), "state_dict": checkpoint.at_rest(model.state_dict())}
+            content = {"resume": state.content(), "state_dict": weights.at_rest(model.state_dict())}
             run.append("epoch", index=epoch.index)
             run.save_state(checkpoint.written(content))
             saving.append(time.perf_counter() - started)

@@ -8,11 +8,9 @@ the shapes in its state dict.
 
 from __future__ import annotations
 
-import difflib
 import pickle
 import shlex
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,15 +23,13 @@ from torch import Tensor, nn
 import slimcli
 from slimcli.disk import is_intact, write_atomically
 from slimcli.errors import ArchError, CheckpointError, suggest
-from slimcli.networks import ARCHS, resolve, widths
+from slimcli.networks import ARCHS, resolve, weights, widths
 from slimcli.records import JsonDict
 
 FORMAT = "slimcli-checkpoint-1"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and `torch.compile` put before every key."""
-_MOST_KEYS = 40
-"""How many keys of a kind are listed where a state dict does not fit."""
 _ELSEWHERE = {
     ".onnx": "an ONNX file",
     ".pt2": "an exported program (.pt2)",
@@ -71,7 +67,7 @@ class Checkpoint:
         try:
             if not self.foreign:
                 widths.take(network, self.state_dict)
-            _load_weights(network, self.state_dict, complaint)
+            weights.fit(network, self.state_dict, complaint)
             network.eval()
             if not self.foreign:  # widths that fit their layers need not fit each other
                 with torch.no_grad():
@@ -91,8 +87,8 @@ class Checkpoint:
             network = resolve.build(self.arch, classes, input_shape)
         except ArchError:
             return  # the network may be for other images: that is told of the data
-        missing, surplus, _ = _loaded(network, self.state_dict)
-        _check_keys(missing, surplus, [], f"{self.path} does not fit {self.arch}")
+        missing, surplus, _ = weights.load(network, self.state_dict)
+        weights.check_keys(missing, surplus, [], f"{self.path} does not fit {self.arch}")
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -112,29 +108,12 @@ def content_of(checkpoint: Checkpoint) -> dict[str, Any]:
             "mean": list(checkpoint.mean) if checkpoint.mean else None,
             "std": list(checkpoint.std) if checkpoint.std else None,
         },
-        "state_dict": at_rest(checkpoint.state_dict),
+        "state_dict": weights.at_rest(checkpoint.state_dict),
         "removed": checkpoint.removed,
         "history": checkpoint.history,
         "data": checkpoint.data,
         "metrics": checkpoint.metrics,
-    } | ({"first": at_rest(checkpoint.first)} if checkpoint.first else {})
-
-
-def at_rest(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU and contiguous: the very ones where they are so, else copies."""
-    own = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    # A file holds whole storages: of a tensor that is a part of one, the rest would go along.
-    return {key: value if value.untyped_storage().nbytes() == value.nbytes else value.clone() for key, value in own.items()}
-
-
-def restore(network: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> Any:
-    """Load the tensors as ones that this version of the network's code gave; what `load_state_dict` returns.
-
-    A plain dict does not hold the versions of the network's modules, which some (MNASNet) cannot be loaded without.
-    """
-    versioned = OrderedDict(state)
-    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
-    return network.load_state_dict(versioned, strict=strict)
+    } | ({"first": weights.at_rest(checkpoint.first)} if checkpoint.first else {})
 
 
 def written(content: Mapping[str, Any]) -> Callable[[IO[bytes]], None]:
@@ -312,61 +291,13 @@ def _guess(state: Mapping[str, Tensor]) -> str:
 def _foreign(path: Path, state: dict[str, Tensor], arch: str, shape: resolve.Shape | None) -> Checkpoint:
     name = resolve.parse(arch).bare
     input_shape = shape or (ARCHS[name].input_shape if name in ARCHS else (3, 224, 224))
-    weights = [value for value in state.values() if value.ndim >= 2]
-    first = next((value for value in weights if value.ndim == 4), None)
+    matrices = [value for value in state.values() if value.ndim >= 2]
+    first = next((value for value in matrices if value.ndim == 4), None)
     if first is not None and shape is None:
         input_shape = (first.shape[1], *input_shape[1:])
-    classes = weights[-1].shape[0] if weights else 0
+    classes = matrices[-1].shape[0] if matrices else 0
     return Checkpoint(state, arch, classes, input_shape, path=str(path), foreign=True)
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
-
-
-def without_wrapper(state: dict[str, Tensor], expected: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict as the network's own, where it was saved as part of another module (`model.conv1.weight`)."""
-    if state.keys() & expected.keys() or len({key.partition(".")[0] for key in state}) != 1:
-        return state
-    inner = {key.partition(".")[2]: value for key, value in state.items()}
-    return inner if inner.keys() & expected.keys() else state
-
-
-def _load_weights(network: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
-    missing, surplus, shapes = _loaded(network, state)
-    _check_keys(missing, surplus, shapes, complaint)
-    if not all(bool(value.isfinite().all()) for value in state.values() if value.is_floating_point()):
-        bad = next(k for k, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all()))
-        raise CheckpointError(f"{complaint}: {bad} holds values that are not finite", "use an earlier checkpoint")
-
-
-def _loaded(network: nn.Module, state: dict[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Load what fits; the keys that are missing, those that are surplus, and those of another shape with both shapes."""
-    expected = network.state_dict()
-    state = without_wrapper(state, expected)
-    fitting = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
-    # Loading fills in what published checkpoints lack (batch counters, shortcut selections): ask it what is missing.
-    try:
-        loaded = network.load_state_dict(fitting, strict=False)
-    except ValueError:
-        loaded = restore(network, fitting, strict=False)
-    missing = [key for key in loaded.missing_keys if key not in state]
-    surplus = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} is {tuple(value.shape)} and should be {tuple(expected[key].shape)}"
-        for key, value in state.items()
-        if key in expected and key not in fitting
-    ]
-    return missing, surplus, shapes
-
-
-def _check_keys(missing: list[str], surplus: list[str], shapes: list[str], complaint: str) -> None:
-    nearest = {key: difflib.get_close_matches(key, surplus, n=1, cutoff=0.8) for key in missing}
-    missing = [f"{key} (is it {near[0]}?)" if near else key for key, near in nearest.items()]
-    faults = [
-        f"{what}: {', '.join(keys[:_MOST_KEYS])}{f' and {len(keys) - _MOST_KEYS} more' if len(keys) > _MOST_KEYS else ''}"
-        for what, keys in (("missing", missing), ("surplus", surplus), ("of another shape", shapes))
-        if keys
-    ]
-    if faults:
-        raise CheckpointError(f"{complaint}: {'; '.join(faults)}", "name the network that these weights belong to with --arch")

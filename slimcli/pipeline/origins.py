@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from slimcli.networks import checkpoint, resolve, widths
+from slimcli.networks import resolve, weights, widths
 from slimcli.pipeline.state import Network
 from slimcli.pruning import masks, surgery
 from slimcli.pruning.history import NormHistory
@@ -60,7 +60,7 @@ class Origins:
         """The dense network at its first weights, without the removed filters."""
         model = copy.deepcopy(self.dense)
         if self.known.first is not None:
-            checkpoint.restore(model, self.known.first)
+            weights.restore(model, self.known.first)
         return self._cut(model, removed)
 
     def without(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from slimcli.measures import Score, value_of
-from slimcli.networks import checkpoint, widths
+from slimcli.networks import weights, widths
 from slimcli.networks.cost import count
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
@@ -69,7 +69,7 @@ class Network:
     def content(self) -> JsonDict:
         """As plain containers and tensors, which may be the network's own."""
         return {
-            "state_dict": checkpoint.at_rest(self.model.state_dict()),
+            "state_dict": weights.at_rest(self.model.state_dict()),
             "history": self.history.state_dict(),
             "groups": [asdict(group) for group in self.groups],
             "removed": copy.deepcopy(self.removed),
@@ -83,7 +83,7 @@ class Network:
         reference = next(dense.parameters())
         model = copy.deepcopy(dense).cpu()
         widths.take(model, content["state_dict"])
-        checkpoint.restore(model, content["state_dict"])
+        weights.restore(model, content["state_dict"])
         trainable = {name: parameter.requires_grad for name, parameter in dense.named_parameters()}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])

@@ -17,7 +17,7 @@ from slimcli.data.sources import open_data
 from slimcli.environment import environment
 from slimcli.errors import CheckpointError, DivergedError
 from slimcli.measures import Score, side_of
-from slimcli.networks import checkpoint, resolve, widths
+from slimcli.networks import checkpoint, resolve, weights, widths
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import count
 from slimcli.networks.layers import check_weights
@@ -128,7 +128,7 @@ class _Job:
         check_takes(self.model, self.data, settings.arch)
         self.history = NormHistory(self.model, settings.norm)
         # The same again when the run goes on: it follows from the seed.
-        self.first = copy.deepcopy(checkpoint.at_rest(self.model.state_dict()))
+        self.first = copy.deepcopy(weights.at_rest(self.model.state_dict()))
         self.fit: FitState | None = None
         self.new = content is None
         self.arch = content["arch"] if content else settings.arch  # as it was typed; the recipe's path is absolute
@@ -137,7 +137,7 @@ class _Job:
             self._take(content)
         self.engine.group.launch()
         self.engine.group.agree("data", self.data.fingerprint)
-        checkpoint.restore(self.model, self.engine.group.broadcast(checkpoint.at_rest(self.model.state_dict())))
+        weights.restore(self.model, self.engine.group.broadcast(weights.at_rest(self.model.state_dict())))
 
     @property
     def epochs_done(self) -> int:
@@ -146,7 +146,7 @@ class _Job:
 
     def _take(self, content: Mapping[str, Any]) -> None:
         """Stand where the saved state stood."""
-        checkpoint.restore(self.model, content["state_dict"])
+        weights.restore(self.model, content["state_dict"])
         self.history.layers = NormHistory.from_state_dict(content["history"]).layers
         self.fit = FitState(**content["resume"]["fit"]) if content["resume"]["fit"] else None
         self.engine.epochs_done, self.engine.lr_scale = self.epochs_done, content["resume"]["lr_scale"]

@@ -13,6 +13,7 @@ from slimcli.disk import write_atomically
 from slimcli.errors import CheckpointError, SettingsError
 from slimcli.networks import checkpoint
 from slimcli.networks.layers import by_filter, filters, layers_of
+from slimcli.networks.weights import without_wrapper
 from slimcli.records import ChannelGroup
 from slimcli.settings import NORMS
 
@@ -133,7 +134,7 @@ class NormHistory:
                 if history.norm != norm:
                     raise CheckpointError(f"{path} has {history.norm} norms, not {norm}", f"use --norm {history.norm}")
                 continue
-            state = checkpoint.without_wrapper(checkpoint.state_dict_in(path, content), like.state_dict())
+            state = without_wrapper(checkpoint.state_dict_in(path, content), like.state_dict())
             weights = {name: state.get(f"{name}.weight") for name in layers}
             odd = next(
                 (n for n, w in weights.items() if w is None or w.shape != layers[n].weight.shape or not _is_finite(w)), None
