@@ -44,7 +44,8 @@ def summary(metrics: JsonDict) -> Table:
         table.add_row("weights at zero", "", share, "alone they save no MACs" if fewer else "they save no computation")
     before, after = dense.get("latency_ms"), slim.get("latency_ms")
     if before and after:
-        table.add_row("p50 latency", f"{before['p50']:.3f} ms", f"{after['p50']:.3f} ms", _speed(metrics.get("speedup")))
+        speed = formats.speedup(metrics["speedup"]) if metrics.get("speedup") else ""
+        table.add_row("p50 latency", f"{before['p50']:.3f} ms", f"{after['p50']:.3f} ms", speed)
     return table
 
 
@@ -98,15 +99,6 @@ def _titled(metrics: JsonDict, done: str, *columns: str) -> Table:
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
     return table
-
-
-def _speed(speedup: JsonDict | None) -> str:
-    if speedup is None:
-        return ""
-    if speedup["low"] <= 1 <= speedup["high"]:
-        return "not measurably faster"
-    ratio = speedup["ratio"]
-    return f"{ratio:.2f} x faster" if ratio > 1 else f"{1 / ratio:.2f} x slower"
 
 
 def _scores(dense: JsonDict, slim: JsonDict) -> tuple[str, str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,13 +38,16 @@ class LayerTimes:
     """Milliseconds of single layers in onnxruntime on the CPU, for one input and one thread.
 
     The time is the least of many calls: what other programs do meanwhile only adds to it. Each layer is timed once on a
-    machine and then remembered (`keep`), so that what follows from the times is the same in every run.
+    machine and then remembered (`remembering`), so that what follows from the times is the same in every run.
     """
 
     def __init__(self) -> None:
         self._kept = Remembered(LAYERS_FILE)
-        self._before = {key: time for key, time in self._kept.here().items() if isinstance(time, float) and time > 0}
         self._known: dict[LayerShape, float] = {}
+
+    @cached_property
+    def _before(self) -> dict[str, float]:
+        return {key: time for key, time in self._kept.here().items() if isinstance(time, float) and time > 0}
 
     def of(self, shape: LayerShape) -> float:
         """What one call of the layer takes."""
@@ -51,12 +56,16 @@ class LayerTimes:
             self._known[shape] = _timed(shape) if before is None else before
         return self._known[shape]
 
-    def keep(self) -> None:
-        """Remember what was timed."""
-        found = {_key(shape): time for shape, time in self._known.items()}
-        if new := {key: time for key, time in found.items() if key not in self._before}:
-            self._kept.add(new)
-            self._before |= new
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Remember what is timed meanwhile, whatever comes of it."""
+        try:
+            yield
+        finally:
+            found = {_key(shape): time for shape, time in self._known.items()}
+            if new := {key: time for key, time in found.items() if key not in self._before}:
+                self._kept.add(new)
+                self._before.update(new)
 
 
 def _key(shape: LayerShape) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,18 @@ class Remembered:
 
     def update(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
         """What `change` makes of what is known, which is remembered; of several processes one after the other does so."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path.with_suffix(".lock"), timeout=_PATIENCE):
-                machines, machine = self._read(), this_machine()
-                before = machines.get(machine, {})
-                machines[machine] = change(dict(before))
-                if machines[machine] != before:
-                    write_atomically(self.path, json.dumps(machines, indent=1).encode())
-                return machines[machine]
-        except (OSError, Timeout, StorageError):  # nowhere to remember it
-            return change({})
+        with ExitStack() as held:
+            lock = FileLock(self.path.with_suffix(".lock"), timeout=_PATIENCE)
+            with suppress(OSError, Timeout):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock)
+            machines, machine = self._read(), this_machine()
+            before = machines.get(machine, {})
+            after = change(dict(before))
+            if lock.is_locked and after != before:
+                with suppress(StorageError):
+                    write_atomically(self.path, json.dumps(machines | {machine: after}, indent=1).encode())
+            return after
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,10 +25,10 @@ from slimcli.pipeline.state import Network
 from slimcli.pipeline.subject import Subject
 from slimcli.progress import Progress
 from slimcli.pruning import masks
-from slimcli.records import JsonDict, Timed
+from slimcli.records import JsonDict
 from slimcli.report import page
 from slimcli.rundir import RunDir
-from slimcli.settings import PruneSettings
+from slimcli.settings import PruneSettings, milliseconds
 from slimcli.training.engine import Engine
 
 
@@ -144,7 +143,7 @@ def _deploy(job: Prepared, outcome: Outcome, folder: RunDir, metrics: JsonDict, 
             metrics[side]["file_bytes"] = export.file_bytes
         metrics["parity"] = {"max_error": exports["slim"].max_error, "samples": exports["slim"].samples}
         bench_run(folder, metrics)
-        shortfall = _too_slow(job, metrics)
+        shortfall = too_slow(job.settings.latency, metrics)
         metrics["budget_met"] = outcome.budget_met and not shortfall
         metrics["reason"] += ", but in the last measurement it is not" if shortfall else ""
         folder.write_metrics(metrics)
@@ -154,14 +153,16 @@ def _deploy(job: Prepared, outcome: Outcome, folder: RunDir, metrics: JsonDict, 
     return shortfall
 
 
-def _too_slow(job: Prepared, metrics: JsonDict) -> str:
+def too_slow(latency: str | float | None, metrics: JsonDict) -> str:
     """What is to be said where the last measurement, its interval allowed for, is beyond the budget in time; else empty."""
+    if latency is None or not metrics["budget_met"]:
+        return ""
     slim, dense = (metrics[side]["latency_ms"]["p50"] for side in ("slim", "dense"))
-    limit = job.plan.budget.milliseconds(Timed(slim, dense)) if job.settings.latency is not None else math.inf
-    if not metrics["budget_met"] or metrics["speedup"]["high"] * limit >= dense:
+    limit = milliseconds(latency, dense)
+    if metrics["speedup"]["high"] * limit >= dense:
         return ""
     return (
-        f"the network takes {slim:.3g} ms at the end, more than the {limit:.3g} ms of --latency {job.settings.latency}; it took "
+        f"the network takes {slim:.3g} ms at the end, more than the {limit:.3g} ms of --latency {latency}; it took "
         "less when it was last pruned (ask for a little less, or prune on a quieter machine)"
     )
 

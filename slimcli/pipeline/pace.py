@@ -66,10 +66,16 @@ class Pace:
         faster than need be, a narrower or wider one is looked for. Of a network within the budget everything stays.
         """
         assert network.latency is not None
-        channels = {group.name: group.channels for group in network.prunable}
         present = network.latency.slim / budget.milliseconds(network.latency)
         if present <= 1:
-            return channels
+            return {group.name: group.channels for group in network.prunable}
+        with self._layers.remembering():
+            return self._narrower(network, budget, present)
+
+    def _narrower(self, network: Network, budget: Budget, present: float) -> dict[str, int] | None:
+        """The widest units that fit; `present` is the share of the budget that the network uses now."""
+        assert network.latency is not None
+        channels = {group.name: group.channels for group in network.prunable}
         whole = network.latency.slim
         self._say(f"looking for widths that take {budget.milliseconds(network.latency):.3g} ms: {whole:.3g} ms now")
         outlook = TimeOutlook(shapes_of(network.model, self._shape), network.wirings(self._shape), self._layers.of, whole)
@@ -108,7 +114,6 @@ class Pace:
                 break
             else:
                 too_slow = rung
-        self._layers.keep()
         if fast_enough is not None:
             return on(fast_enough)
         fits(narrowest)  # or is known

@@ -63,6 +63,22 @@ def interval(ratio: JsonDict) -> str:
     return f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
+def speedup(ratio: JsonDict) -> str:
+    """A ratio of latencies in words: nothing is faster whose interval holds one."""
+    if ratio["low"] <= 1 <= ratio["high"]:
+        return "not measurably faster"
+    return times(ratio["ratio"], "faster", "slower")
+
+
+def times(ratio: float, less: str, more: str) -> str:
+    """How much smaller or faster (`less`) something became; below one it is the other (`more`)."""
+    if ratio < 1:
+        ratio, less = 1 / ratio, more
+    if ratio < 1.005:
+        return f"no {less}"
+    return f"{ratio:.{2 if ratio < 1.1 else 1}f} times {less}"
+
+
 def duration(seconds: float) -> str:
     """Seconds below two minutes, then minutes, then hours."""
     minutes = int(seconds) // 60

@@ -10,7 +10,7 @@ from pathlib import Path
 from slimcli.errors import RunDirError
 from slimcli.measures import Measure, measure_of, value_of
 from slimcli.records import JsonDict
-from slimcli.report.formats import plural, score_change, scored
+from slimcli.report.formats import plural, score_change, scored, speedup, times
 from slimcli.report.journal import last, of_kind, rebuild
 from slimcli.report.standing import owner, way_on, worked_seconds
 from slimcli.rundir import RunDir
@@ -150,11 +150,11 @@ def headline(result: Result) -> str:
     measured = dense.get("file_bytes") and slim.get("file_bytes")
     size, smaller = ("file_bytes", ("smaller", "larger")) if measured else ("params", ("fewer parameters", "more parameters"))
     gains = [
-        _times(dense["macs"] / slim["macs"], "fewer MACs", "more MACs"),
-        _times(dense[size] / slim[size], *smaller),
+        times(dense["macs"] / slim["macs"], "fewer MACs", "more MACs"),
+        times(dense[size] / slim[size], *smaller),
     ]
-    if speedup := result.metrics.get("speedup"):
-        gains.append(_speed(speedup))
+    if measured_speedup := result.metrics.get("speedup"):
+        gains.append(speedup(measured_speedup))
     if result.finished:
         return ", ".join([*gains, f"{result.measure.title} {score_change(dense, slim)}"]) + "."
     held_out = result.metrics["held_out"]
@@ -167,17 +167,3 @@ def _training(result: Result) -> str:
     if result.finished:
         return f"Trained for {epochs}: {scored(result.dense)}."
     return f"Unfinished: {len(result.of_kind('epoch'))} of {epochs} trained."
-
-
-def _times(ratio: float, less: str, more: str) -> str:
-    if ratio < 1:
-        ratio, less = 1 / ratio, more
-    if ratio < 1.005:
-        return f"no {less}"
-    return f"{ratio:.{2 if ratio < 1.1 else 1}f} times {less}"
-
-
-def _speed(speedup: JsonDict) -> str:
-    if speedup["low"] <= 1 <= speedup["high"]:
-        return "not measurably faster"
-    return _times(speedup["ratio"], "faster", "slower")

@@ -87,7 +87,7 @@ def test_profiles_stand_side_by_side_layers_first(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     ("ratio", "low", "high", "words"),
-    [(2.0, 1.9, 2.1, "2.00 x faster"), (0.5, 0.4, 0.6, "2.00 x slower"), (1.01, 0.99, 1.03, "not measurably faster")],
+    [(2.0, 1.9, 2.1, "2.0 times faster"), (0.5, 0.4, 0.6, "2.0 times slower"), (1.01, 0.99, 1.03, "not measurably faster")],
 )
 def test_the_speedup_is_the_one_whose_interval_is_known(
     ratio: float, low: float, high: float, words: str, capsys: pytest.CaptureFixture[str]

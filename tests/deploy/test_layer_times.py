@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from slimcli.deploy import layer_times
 from slimcli.deploy.layer_times import MULTIPLES_FILE, LayerTimes, best_multiple, fast_multiples
 from slimcli.deploy.remembered import Remembered, this_machine
+from slimcli.errors import StorageError
 from slimcli.networks.layers import layers_of
 from slimcli.networks.shapes import shapes_of
 
@@ -65,11 +67,12 @@ def test_a_layer_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_layer_took_is_the_same_in_the_next_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     times, (one, other, *_) = LayerTimes(), shapes_of(Layers(), (3, 17, 14)).values()
-    first = times.of(one)
-    times.keep()
+    with times.remembering():
+        first = times.of(one)
     later = LayerTimes()
-    second = later.of(other)
-    later.keep()
+    with suppress(KeyboardInterrupt), later.remembering():
+        second = later.of(other)
+        raise KeyboardInterrupt
     monkeypatch.setattr(layer_times, "_timed", None)
     assert (LayerTimes().of(one), LayerTimes().of(other)) == (first, second)
     monkeypatch.setattr("slimcli.deploy.remembered.this_machine", lambda: "another")
@@ -99,9 +102,22 @@ def test_what_was_measured_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_without_a_place_to_remember_it_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    measured = {"spatial": 8}
-    monkeypatch.setattr(layer_times, "_swept", lambda: measured)
+    measured, calls = {"spatial": 8}, []
+    monkeypatch.setattr(layer_times, "_swept", lambda: calls.append(None) or measured)
     assert fast_multiples() == measured
+    assert len(calls) == 1
+
+
+def test_a_full_disk_costs_no_second_measurement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("the disk is full", "make room")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("slimcli.deploy.remembered.write_atomically", full)
+    measured, calls = {"spatial": 8}, []
+    monkeypatch.setattr(layer_times, "_swept", lambda: calls.append(None) or measured)
+    assert fast_multiples() == measured
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

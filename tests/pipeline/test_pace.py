@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
 import tomllib
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch import nn
 from slimcli.errors import ArchError, ParityError, SettingsError
 from slimcli.networks import checkpoint, resolve
 from slimcli.networks.cost import count
+from slimcli.networks.shapes import shapes_of
 from slimcli.pipeline import job
+from slimcli.pipeline.finish import too_slow
 from slimcli.pipeline.pace import Pace
 from slimcli.pipeline.plan import Plan
 from slimcli.pruning import methods, surgery
@@ -83,21 +86,55 @@ def test_a_run_that_was_interrupted_ends_as_it_would_have(tiny_checkpoint: Path,
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-def test_widths_are_the_same_whatever_the_noise(monkeypatch: pytest.MonkeyPatch, by_macs: None) -> None:
-    """Of the measurements, as long as it is less than what two widths that are tried differ by."""
-    right, found = Pace.time, []
-    for seed in range(6):
-        noise = random.Random(seed)
+@pytest.mark.parametrize("seed", range(6))
+def test_widths_are_the_same_whatever_the_noise(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Of the measurements, as long as it is less than what two widths that are tried differ by.
 
-        def time(self: Pace, model: nn.Module, noise: random.Random = noise) -> Timed:
-            return Timed(right(self, model).slim * noise.uniform(0.997, 1.003), right(self, model).dense)
+    Most of a layer's time comes in steps of sixteen channels; a network takes what its layers take, and some more.
+    """
+    shape, noise = (3, 32, 32), random.Random(seed)
+    model = resolve.build("resnet20-cifar", 10, shape)
+
+    def of(layer: LayerShape) -> float:
+        padded = math.ceil(layer.inputs / 16) * 16 * math.ceil(layer.outputs / 16) * 16
+        return (0.7 * padded + 0.3 * layer.inputs * layer.outputs) * math.prod(layer.size) / 1e6
+
+    def whole(model: nn.Module) -> float:
+        return 0.05 + sum(map(of, shapes_of(model, shape).values()))
+
+    def found(spread: float) -> dict[str, int] | None:
+        def time(self: Pace, slim: nn.Module) -> Timed:
+            return Timed(whole(slim) * noise.uniform(1 - spread, 1 + spread), whole(model))
 
         monkeypatch.setattr(Pace, "time", time)
-        network = dense(LENET, SHAPE)
-        pace, plan = Pace(LENET, SHAPE), Plan.of(methods.resolve(PruneSettings(latency="0.46", round_to=8)), network, SHAPE)
-        network.latency = pace.time(LENET)
-        found.append(pace.aim(network, plan.budget))
-    assert all(units == found[0] for units in found)
+        network = dense(model, shape)
+        pace, plan = Pace(model, shape), Plan.of(methods.resolve(PruneSettings(latency="0.5", round_to=1)), network, shape)
+        network.latency = pace.time(model)
+        return pace.aim(network, plan.budget)
+
+    monkeypatch.setattr("slimcli.deploy.layer_times.LayerTimes.of", lambda self, layer: of(layer))
+    assert found(0.003) == found(0)
+
+
+@pytest.mark.parametrize(
+    ("latency", "speedup", "falls_short"),
+    [
+        (0.5, (1.9, 1.95), True),
+        (0.5, (1.9, 2.05), False),  # its interval allows for it
+        (0.5, (2.1, 2.2), False),
+        ("3ms", (3.0, 3.2), True),
+        ("3ms", (3.0, 3.4), False),
+        (None, (1.0, 1.0), False),
+    ],
+)
+def test_the_last_measurement_is_held_against_the_budget(
+    latency: str | float | None, speedup: tuple[float, float], falls_short: bool
+) -> None:
+    ratio, high = speedup
+    metrics = {"budget_met": True, "speedup": {"ratio": ratio, "high": high}}
+    metrics |= {side: {"latency_ms": {"p50": time}} for side, time in (("dense", 10.0), ("slim", 10 / ratio))}
+    assert bool(too_slow(latency, metrics)) is falls_short
+    assert not too_slow(latency, metrics | {"budget_met": False})  # is said already
 
 
 def test_a_last_measurement_beyond_the_budget_falls_short(
