@@ -1,7 +1,7 @@
 """Proving, before anything is removed, that removing a group's channels is the same as setting them to zero.
 
-The slim network is compared layer by layer, and every layer is given what the reference gave the one before: so a wrong removal
-shows where it is wrong, and there alone, and one pass finds all faults. If each layer is right whenever those before it are, the
+The slim network is compared layer by layer, and every layer is given what the reference gave the one before, also where that one
+failed: so a wrong removal shows where it is wrong, and there alone, and one pass finds all faults but those between the layers. If each layer is right whenever those before it are, the
 network is right.
 """
 
@@ -182,14 +182,22 @@ class _Probe:
             return _Trial({_REMOVAL: _breaks(error)}, {_REMOVAL})
         calls = 0
 
-        def compare(name: str, output: Tensor) -> Tensor:
-            nonlocal calls
+        def right(name: str) -> Tensor:
             other, reference = expected[calls]
             if name != other:
                 raise RuntimeError(f"{name or 'the output'} is reached instead of {other or 'the output'}")
             trial.reached.add(name)
             if name in kept:
                 reference = reference.index_select(_channel_axis(slim.get_submodule(name)), torch.tensor(kept[name]))
+            return reference
+
+        def broken(name: str, error: Exception) -> Tensor:
+            trial.wrong.setdefault(name, _breaks(error))
+            return right(name)
+
+        def compare(name: str, output: Tensor) -> Tensor:
+            nonlocal calls
+            reference = right(name)
             scale = float(reference.std()) + self._spread[calls] + 1e-30
             calls += 1
             if output.shape != reference.shape:
@@ -199,11 +207,12 @@ class _Probe:
             return reference.clone()
 
         try:
+            _survive(slim, broken)
             _walk(slim, self._images, compare)
             if calls < len(expected):
                 raise RuntimeError("an output is missing")
         except Exception as error:
-            before = expected[min(calls, len(expected) - 1)][0]  # it broke on the way to this layer
+            before = expected[min(calls, len(expected) - 1)][0]  # it broke between layers, on the way to this one
             trial.reached.add(before)
             trial.wrong.setdefault(before, _breaks(error))
         return trial
@@ -226,6 +235,22 @@ def _breaks(error: Exception) -> str:
 
 def _channel_axis(module: nn.Module) -> int:
     return -1 if isinstance(module, nn.Linear | nn.LayerNorm) else 1
+
+
+def _survive(model: nn.Module, broken: Callable[[str, Exception], Tensor]) -> None:
+    """Have layers whose forward fails give what `broken` returns, so that those behind them are seen too."""
+
+    def guarded(name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*inputs: Any, **named: Any) -> Tensor:
+            try:
+                return forward(*inputs, **named)
+            except Exception as error:
+                return broken(name, error)
+
+        return run
+
+    for name, layer in layers_of(model).items():
+        layer.forward = guarded(name, layer.forward)  # type: ignore[method-assign]
 
 
 def _walk(

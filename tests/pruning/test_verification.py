@@ -142,6 +142,29 @@ def test_a_network_that_cannot_be_checked_is_frozen_or_refused(network: type[nn.
     assert all(group.reason for group in groups if not group.prunable)
 
 
+class _Scaled(nn.Conv2d):
+    """Filters times a table that does not shrink with them."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+        self.register_buffer("scales", torch.rand(outputs, 1, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight * self.scales, self.bias)
+
+
+def test_layers_that_break_hide_none_of_those_behind_them() -> None:
+    layers = [
+        nn.Conv2d(3, 6, 1),
+        *(layer for _ in range(20) for layer in (nn.ReLU(), _Scaled(6, 6), nn.ReLU(), nn.Conv2d(6, 6, 1))),
+    ]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6 * 16, 5))
+    found = verify(model, (3, 4, 4), surgery.find_groups(model, (3, 4, 4)))
+    scaled = {name for name, module in model.named_modules() if isinstance(module, _Scaled)}
+    assert {group.name for group in found if not group.prunable} == {*scaled, str(len(layers) + 1)}
+    assert all("removal breaks the network" in group.reason for group in found if group.name in scaled)
+
+
 class _Merging(nn.Module):
     """So many operations before a concatenation that torch-pruning gives up on inferring its width."""
 
