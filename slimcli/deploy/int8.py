@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from fnmatch import fnmatch
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -20,7 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from slimcli.deploy.onnx import INPUT, OUTPUT, first_reason
+from slimcli.deploy.onnx import INPUT, OUTPUT, first_reason, quiet
 from slimcli.deploy.ready import NORMALISATION
 from slimcli.disk import write_atomically
 from slimcli.errors import InputError, ParityError, suggest
@@ -163,13 +161,9 @@ def _first_output(model: bytes, images: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _faults_named() -> Iterator[None]:
-    """The quantiser narrates on stdout and in the log; what it raises is told as any export that cannot be made."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    """What the quantiser raises is told as any export that cannot be made."""
     try:
-        with redirect_stdout(StringIO()):
+        with quiet():
             yield
     except Exception as error:
         raise ParityError(f"onnxruntime cannot quantise this network ({first_reason(error)})", "--debug shows where") from error
-    finally:
-        logging.disable(level)

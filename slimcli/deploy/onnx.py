@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 import slimcli
 from slimcli.deploy.ready import PROBABILITIES, Ready
 from slimcli.disk import write_atomically
-from slimcli.errors import ParityError
+from slimcli.errors import ParityError, SettingsError
 from slimcli.networks.cost import count
 from slimcli.networks.layers import layers_of
 from slimcli.networks.shapes import constant_layers
@@ -60,11 +60,11 @@ def export_onnx(
     """Write the model as one ONNX file with a dynamic batch (input `input`, output `logits`), and check it. Several outputs are
     called `output_0`, `output_1`, ... in the order in which the network gives them, those of a dictionary by their keys.
 
-    `images` (N, C, H, W), normalised, are what parity is measured on, at batch size N and 1. Raises `ParityError`, and
-    leaves no file (an older one stays), when an output differs by more than `tolerance` times the largest output (or
-    1), or when a weight in the file has another shape than in the network; and where this network cannot be written in the
-    `opset`. With `half` it computes in fp16, between inputs and outputs in float32. A `Ready` network takes pixels, (N, H, W, C),
-    and may give `probabilities`.
+    `images` (N, C, H, W), normalised, are what parity is measured on, at batch size N and 1. Raises `ParityError`, and leaves
+    no file (an older one stays), when an output differs by more than `tolerance` times the largest output (or 1), or when a
+    weight in the file has another shape than in the network; `SettingsError` where this network cannot be written in the
+    `opset`. With `half` it computes in fp16, between inputs and outputs in float32. A `Ready` network takes pixels, (N, H, W,
+    C), and may give `probabilities`.
     """
     path = Path(path)
     network = copy.deepcopy(model).cpu().eval()
@@ -76,7 +76,7 @@ def export_onnx(
         hint = "where computed values decide, use torch.where, not if" if "data-dependent" in reason else "--debug shows where"
         raise ParityError(f"the network cannot be exported to ONNX ({reason})", hint) from error
     if opset not in (None, opset_of(proto)):
-        raise ParityError(
+        raise SettingsError(
             f"this network cannot be written in ONNX opset {opset}: the exporter gives {opset_of(proto)}",
             f"use --opset {opset_of(proto)}",
         )
@@ -95,7 +95,7 @@ def export_onnx(
 
 
 def _exported(network: nn.Module, images: Tensor, opset: int | None = None) -> onnx.ModelProto:
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             network,
             (images[:2] if len(images) > 1 else torch.cat([images, images]),),
@@ -128,7 +128,7 @@ def _exported(network: nn.Module, images: Tensor, opset: int | None = None) -> o
 def _in_half(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same in fp16, by onnxruntime's own tool."""
     del proto.graph.value_info[:]  # shapes that the exporter found for its example: the tool would take them for all
-    with _quiet():
+    with quiet():
         converted = OnnxModel(convert_float_to_float16(proto, keep_io_types=True))
     converted.topological_sort()  # the tool puts the casts at the end
     model: onnx.ModelProto = converted.model
@@ -162,8 +162,8 @@ def first_reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter narrates on stdout and warns about its own internals; neither helps the user."""
+def quiet() -> Iterator[None]:
+    """Without what exporter and quantiser narrate, and warn of their own internals: neither helps the user."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,8 +1,8 @@
 """Proving, before anything is removed, that removing a group's channels is the same as setting them to zero.
 
 The slim network is compared layer by layer, and every layer is given what the reference gave the one before, also where that one
-failed: so a wrong removal shows where it is wrong, and there alone, and one pass finds all faults but those between the layers. If each layer is right whenever those before it are, the
-network is right.
+failed: so a wrong removal shows where it is wrong, and there alone, and one pass finds all faults but those between the layers.
+If each layer is right whenever those before it are, the network is right.
 """
 
 from __future__ import annotations

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.figure import Figure
 
 from slimcli.records import JsonDict
 from slimcli.report.formats import milliseconds, plural
 from slimcli.report.result import Result
-from slimcli.report.svg import GREEN, INK, PURPLE, VERMILLION, Plot
+from slimcli.report.svg import COLOURS, Plot
 
-_STYLES: dict[str, Any] = {
-    "dense": {"color": INK, "linestyle": "-"},
-    "slim": {"color": VERMILLION, "linestyle": "-"},
-    "dense, INT8": {"color": PURPLE, "linestyle": "--"},
-    "slim, INT8": {"color": GREEN, "linestyle": "--"},
-}
 _REACH = 1.5
 """How far the figure reaches, in upper quartiles of the slowest network: a single hiccup would squeeze all else."""
 
@@ -57,7 +49,8 @@ def _draw(figure: Figure, known: dict[str, JsonDict]) -> None:
     axes = figure.subplots()
     for name, facts in known.items():
         steps = len(facts["quantiles"]) - 1
-        axes.plot(facts["quantiles"], [100 * at / steps for at in range(steps + 1)], label=name, **_STYLES[name])
+        line = "--" if name.endswith("INT8") else "-"
+        axes.plot(facts["quantiles"], [100 * at / steps for at in range(steps + 1)], line, label=name, color=COLOURS[name])
     reach = _REACH * max(_at(facts, 0.75) for facts in known.values())
     axes.set(xlabel="milliseconds", ylabel="calls (%)", xlim=(0, reach), ylim=(0, 100))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours that stand out on white and on black alike.
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 INK = "#010203"  # stands for the page's text colour: figures then follow dark mode and print
+COLOURS = {"dense": INK, "slim": VERMILLION, "dense, INT8": PURPLE, "slim, INT8": GREEN}
+"""Of a run's networks, in every figure."""
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",

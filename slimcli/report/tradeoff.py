@@ -11,14 +11,9 @@ from slimcli.measures import value_of
 from slimcli.report.formats import milliseconds, percent, score
 from slimcli.report.published import points
 from slimcli.report.result import Result
-from slimcli.report.svg import GREEN, INK, PURPLE, SKY, VERMILLION, Plot
+from slimcli.report.svg import COLOURS, INK, SKY, Plot
 
-_STYLES: dict[str, Any] = {
-    "dense": {"color": INK, "marker": "s"},
-    "slim": {"color": VERMILLION, "marker": "o"},
-    "dense, INT8": {"color": PURPLE, "marker": "D"},
-    "slim, INT8": {"color": GREEN, "marker": "^"},
-}
+_MARKERS = {"dense": "s", "slim": "o", "dense, INT8": "D", "slim, INT8": "^"}
 _PAPER = {"color": SKY, "marker": "*", "linestyle": "", "markersize": 9, "markeredgecolor": INK, "markeredgewidth": 0.5}
 
 
@@ -74,7 +69,8 @@ def _networks(result: Result) -> list[_Network]:
 def _draw(figure: Figure, networks: list[_Network], paper: list[tuple[float, float]], axis: str, timed: bool) -> None:
     panels = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
     for network in networks:
-        style = {"linestyle": "", "markersize": 8, "markeredgecolor": INK} | _STYLES[network.name]
+        style: dict[str, Any] = {"linestyle": "", "markersize": 8, "markeredgecolor": INK}
+        style |= {"color": COLOURS[network.name], "marker": _MARKERS[network.name]}
         panels[0].plot(network.macs, network.score, label=network.name, **style)
         if timed and network.p50 is not None:
             panels[1].plot(network.p50, network.score, **style)
