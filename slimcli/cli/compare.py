@@ -21,14 +21,13 @@ def compare(
     debug: o.Debug = False,
 ) -> None:
     """Several runs side by side: a table, and one page with their accuracy against their MACs."""
-    if out.exists() and not overwrite:
-        raise SettingsError(f"{out} exists", "name another file with -o, or pass --overwrite")
-    folders = [RunDir(run) for run in runs]
     from slimcli.cli import tables
     from slimcli.report.compare import compare as write
     from slimcli.report.compare import gather
 
-    results = gather(folders)
+    results = gather([RunDir(run) for run in runs])
+    if out.exists() and not overwrite:
+        raise SettingsError(f"{out} exists", "name another file with -o, or pass --overwrite")
     write(results, out)
     if json:
         console.print_json({"runs": [{"path": result.path, "metrics": result.metrics} for result in results]})

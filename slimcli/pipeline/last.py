@@ -8,6 +8,7 @@ from slimcli.measures import told
 from slimcli.pipeline.state import DONE, checksum
 from slimcli.pipeline.trials import Trials
 from slimcli.pipeline.work import Work
+from slimcli.report.formats import plural
 from slimcli.training.losses import Objective
 
 
@@ -47,7 +48,7 @@ class LastRetraining:
         measure = self.work.measure
         self.work.note("trial", **told(asdict(trial), measure))
         self.work.engine.progress.say(
-            f"last retraining ({trial.start}{', continued' * trial.continued}, {trial.epochs} epochs"
+            f"last retraining ({trial.start}{', continued' * trial.continued}, {plural(trial.epochs, 'epoch')}"
             f"{', taught' * (self.work.teacher is not None)}): held-out "
             f"{measure.title} {measure.figure(score.value)}, loss {score.loss:.4f}"
         )

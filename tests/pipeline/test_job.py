@@ -382,7 +382,7 @@ def test_a_last_retraining_that_ruins_the_network_is_taken_back(
     said = Said()
     result = job.run(settings, tmp_path / "run", said)
     assert "taken back" in result.metrics["reason"]
-    (retrained,) = [line for line in said.lines if line.startswith("last retraining (finetune, 1 epochs, taught)")]
+    (retrained,) = [line for line in said.lines if line.startswith("last retraining (finetune, 1 epoch, taught)")]
     assert any("the last retraining is taken back" in line for line in said.lines[said.lines.index(retrained) :])
     assert result.metrics["held_out"]["slim"]["top1"] > result.metrics["held_out"]["dense"]["top1"] - 30
     assert slimcli.load(tmp_path / "run" / "model.pt").get_submodule("fc2").weight.abs().sum() > 0  # type: ignore[union-attr, operator]
