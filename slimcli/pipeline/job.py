@@ -16,7 +16,7 @@ from slimcli.networks import checkpoint, resolve
 from slimcli.pipeline.finish import Result, finish, frozen, snapshot
 from slimcli.pipeline.prepare import Prepared, prepare, prepare_again
 from slimcli.pipeline.prune import Loop
-from slimcli.pipeline.resume import cut_journal, folder_of, is_complete, read_state, resumable, settings_of
+from slimcli.pipeline.resume import close_finished, cut_journal, folder_of, read_state, resumable, settings_of
 from slimcli.pipeline.state import DONE, Nowhere, State, checksum
 from slimcli.pipeline.work import Work
 from slimcli.progress import Progress
@@ -75,7 +75,7 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
     progress = progress or Progress()
     folder = folder_of(path)
     settings = settings_of(folder, PruneSettings, changes or {})
-    if (shortfall := is_complete(folder)) is not None:
+    if (shortfall := close_finished(folder)) is not None:
         progress.say(f"the run in {path} is complete: nothing to go on with")
         return Result(folder, folder.read_metrics(), shortfall) if processes.is_main() else None
     if not processes.is_main():

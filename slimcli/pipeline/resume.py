@@ -45,10 +45,9 @@ def settings_of(run: RunDir, kind: type[S], changes: Mapping[str, Any]) -> S:
     return kind.from_recipe(content)
 
 
-def is_complete(run: RunDir) -> str | None:
-    """What fell short in a run that is finished; None where there is something to go on with.
-
-    Its states are dropped where that was interrupted. Raises `RunDirError` where the run is finished, and its network is lost.
+def close_finished(run: RunDir) -> str | None:
+    """Drop the states of a run that is finished, where that was interrupted; what fell short in it. None where there is something
+    to go on with. Raises `RunDirError` where the run is finished, and its network is lost.
     """
     last = next((event for event in reversed(run.read_journal()) if event["event"] != "interrupted"), {"event": ""})
     if last["event"] != "finished":

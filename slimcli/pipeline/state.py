@@ -57,9 +57,9 @@ class Network:
         self.groups, self.cost, self.latency, self._wirings = groups, cost, None, None
 
     def narrowed(self, counts: Mapping[str, int], input_shape: Sequence[int]) -> nn.Module:
-        """A copy of the model without the first so many units of each group: its size is that without any others."""
+        """A copy of the model without the first so many units of each group: as large as without any others of them."""
         model = copy.deepcopy(self.model)
-        surgery.remove(model, input_shape, {name: tuple(range(count)) for name, count in counts.items()})
+        surgery.remove(model, input_shape, {name: tuple(range(gone)) for name, gone in counts.items()})
         return model
 
     def structure(self) -> str:

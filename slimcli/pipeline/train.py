@@ -23,7 +23,7 @@ from slimcli.networks.cost import count
 from slimcli.networks.layers import check_weights
 from slimcli.pipeline.origins import NEW_WEIGHTS
 from slimcli.pipeline.prune import LOWERED
-from slimcli.pipeline.resume import check_data, cut_journal, folder_of, is_complete, read_state, resumable, settings_of
+from slimcli.pipeline.resume import check_data, close_finished, cut_journal, folder_of, read_state, resumable, settings_of
 from slimcli.pipeline.subject import check_takes
 from slimcli.progress import Progress
 from slimcli.pruning.history import NormHistory
@@ -63,7 +63,7 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
     progress = progress or Progress()
     run = folder_of(path)
     settings = settings_of(run, TrainSettings, changes or {})
-    if (shortfall := is_complete(run)) is not None:
+    if (shortfall := close_finished(run)) is not None:
         progress.say(f"the run in {path} is complete: nothing to go on with")
         return Trained(run, run.read_metrics(), shortfall) if processes.is_main() else None
     if not processes.is_main():
