@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -368,7 +369,7 @@ def is_right(of: Mapping[str, Any]) -> bool:
 
 def verdict_of(of: Mapping[str, Any]) -> str:
     """MACs and parameters removed, and what is wrong, if anything is."""
-    faults = [f"{key}: {of[key]}" if key != "fault" else of[key] for key in FAULTS if of.get(key)]
+    faults = [shorten(f"{key}: {of[key]}" if key != "fault" else of[key], 160) for key in FAULTS if of.get(key)]
     sizes = f"{of['macs']:.0%}" + (f", {of['params']:.0%}" if "params" in of else "") if "macs" in of else ""
     return "; ".join(filter(None, [sizes, *faults]))
 
