@@ -227,7 +227,7 @@ class CrossStage(Tiny):
 
 
 class SummedHalves(Tiny):
-    """Each half of a layer's channels goes through its own conv: the split is only right where both lose as many."""
+    """Each half of a layer's channels goes through its own conv: two channels are one unit, as both halves must stay as wide."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -435,19 +435,6 @@ class Shuffle(Tiny):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.relu(self.b(F.relu(F.pixel_shuffle(self.a(x), 2)))).mean((2, 3)))
-
-
-class Halves(Tiny):
-    """Two consumers, each of one half of the channels: where the halves meet depends on how many channels there are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
-        self.fc = nn.Linear(6, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        left, right = F.relu(self.a(x)).chunk(2, 1)
-        return self.fc(F.relu(self.left(left) + self.right(right)).mean((2, 3)))
 
 
 class LayerNormed(Tiny):

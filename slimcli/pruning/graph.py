@@ -60,7 +60,7 @@ class Graph:
     """torch-pruning's dependency graph of one network, in its present shape.
 
     A unit of a layer is one output channel; where a conv in G groups of channels is tied to it, G of them: the channels that have
-    the same place in each group, since all groups must stay equally wide.
+    the same place in each group, since all groups must stay equally wide. So it is where channels are split into G equal parts.
     """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
@@ -90,7 +90,7 @@ class Graph:
                     ],
                     verbose=False,
                 )
-            index_mapping.correct(self.graph, self.names)
+            self._splits = index_mapping.correct(self.graph, self.names)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
@@ -113,7 +113,7 @@ class Graph:
         if root not in self._groups:
             channels = filters(self.layers[root])
             items = self._reached(root, channels)
-            together = math.lcm(*{_groups_of(item.module) for item in items})
+            together = math.lcm(*{self._equal_parts(item)[0] for item in items})
             units = channels // together if channels % together == 0 else channels
             if units < channels:
                 self.joined.discard(root)  # of channels, not of units
@@ -185,19 +185,27 @@ class Graph:
                 yield item.module, item.channels, item.units
 
     def uneven(self, items: Sequence[Item]) -> str:
-        """The grouped conv, if any, that would not lose the channels with the same place in each of its groups with each unit."""
+        """What cuts channels into equal parts and would not lose those with the same place in each together, if anything."""
         for item in items:
-            if (groups := _groups_of(item.module)) == 1:
+            parts, width = self._equal_parts(item)
+            if parts == 1:
                 continue
-            out = self.graph.is_out_channel_pruning_fn(item.dep.handler)
-            width = (item.module.out_channels if out else item.module.in_channels) // groups
             of_unit: dict[int, list[tuple[int, int]]] = {}
             for channel, unit in zip(item.channels, item.units, strict=True):
                 of_unit.setdefault(unit, []).append(divmod(channel, width))
             for places in of_unit.values():
-                if sorted(group for group, _ in places) != list(range(groups)) or len({place for _, place in places}) > 1:
-                    return str(self.names.get(item.module))
+                if sorted(part for part, _ in places) != list(range(parts)) or len({place for _, place in places}) > 1:
+                    name = self.names.get(item.module)
+                    return f"the groups of {name}" if name else "the parts into which they are split"
         return ""
+
+    def _equal_parts(self, item: Item) -> tuple[int, int]:
+        """Into how many parts of several channels the item's target cuts its channels, and how many each has."""
+        module, parts = item.module, self._splits.get(item.dep.target, [0])
+        if isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups < module.out_channels:
+            out = self.graph.is_out_channel_pruning_fn(item.dep.handler)
+            return module.groups, (module.out_channels if out else module.in_channels) // module.groups
+        return (len(parts), parts[0]) if len(set(parts)) == 1 else (1, 0)
 
     def norm_of(self, module: nn.Module) -> nn.Module | None:
         """The batch norm that alone reads the module's output."""
@@ -248,12 +256,6 @@ def _unknown_widths() -> Iterator[None]:
     finally:
         for name, update in right.items():
             setattr(inferred_mapping, name, update)
-
-
-def _groups_of(module: Any) -> int:
-    """Into how many groups of several channels a conv cuts its inputs and outputs."""
-    grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups < module.out_channels
-    return module.groups if grouped else 1
 
 
 def cannot_run(input_shape: Sequence[int], error: Exception) -> ArchError:

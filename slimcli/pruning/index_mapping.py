@@ -67,16 +67,19 @@ class Cut:
         return [each._replace(idx=each.idx - self.start) for each in indices if self.start <= each.idx < self.end]
 
 
-def correct(graph: Any, layers: Container[Any]) -> None:
+def correct(graph: Any, layers: Container[Any]) -> dict[Any, list[int]]:
     """Set the mappings of all reshapes to (images, channels) and of all splits and concatenations of channels.
 
-    `graph` is torch-pruning's; `layers` are the network's modules, as against those that stand for an operation.
+    `graph` is torch-pruning's; `layers` are the network's modules, as against those that stand for an operation. Returns the
+    nodes that split channels, and how many each of their parts has.
     """
     nodes = [node for node in graph.module2node.values() if node.inputs and hasattr(node.grad_fn, "name")]
     for kind, correct_those in _CORRECTIONS.items():
         for node in nodes:
             if node.grad_fn.name().startswith(kind) and (axis := _axis_before(node, layers)) is not None:
                 correct_those(node, axis)
+    splits = ((node, _axis_before(node, layers)) for node in nodes if node.grad_fn.name().startswith("Split"))
+    return {node: parts for node, axis in splits if axis is not None and (parts := _parts(node, axis))}
 
 
 def _axis_before(node: Any, layers: Container[Any]) -> int | None:
@@ -127,11 +130,17 @@ def _correct_concatenation(node: Any, axis: int) -> None:
         _set(part, node, (Shifted(start), Cut(start, end)), ENTERING)
 
 
-def _correct_split(node: Any, axis: int) -> None:
+def _parts(node: Any, axis: int) -> list[int]:
+    """How many channels each part of a split has; empty where it splits another axis."""
     parts = [tuple(map(int, each.shape)) for each in node.grad_fn._input_metadata]
-    if _signed(node.grad_fn._saved_dim) % len(parts[0]) != axis or not node.enable_index_mapping:
+    of_channels = _signed(node.grad_fn._saved_dim) % len(parts[0]) == axis and node.enable_index_mapping
+    return [part[axis] for part in parts] if of_channels else []
+
+
+def _correct_split(node: Any, axis: int) -> None:
+    spans = list(pairwise(accumulate(_parts(node, axis), initial=0)))
+    if not spans:
         return
-    spans = list(pairwise(accumulate((part[axis] for part in parts), initial=0)))
     for reader in dict.fromkeys(node.outputs):
         for function, index in reader.grad_fn.next_functions:
             if function is node.grad_fn:

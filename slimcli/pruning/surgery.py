@@ -64,7 +64,7 @@ def find_groups(model: nn.Module, input_shape: Sequence[int], linear: bool = Fal
         elif computed := [graph.names[module] for module in graph.touched(tied) if not owns_weight(module)]:
             reason = f"the weight of {computed[0]} is computed (weight norm or another parametrization): remove that first"
         elif uneven := graph.uneven(tied):
-            reason = f"its channels are not spread evenly over the groups of {uneven}"
+            reason = f"its channels are not spread evenly over {uneven}"
         elif not one_to_one or root in graph.joined:
             reason = "its channels are not tied one to one"
         elif units == 1:
