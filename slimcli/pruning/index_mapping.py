@@ -18,6 +18,10 @@ LEAVING, ENTERING = range(2)
 """The two mappings of a dependency, in the order in which data passes: out of a split, into a reshape or a concatenation."""
 
 
+_CHANNELS_LAST = nn.Linear, nn.LayerNorm, nn.MultiheadAttention
+"""Layers whose channels are the last axis of what they give; of all others they are the first behind the images."""
+
+
 @dataclass(frozen=True)
 class Flattened:
     """An axis of `width` channels with `before` positions in front of it and `after` behind, flattened into one."""
@@ -93,7 +97,7 @@ def _axis_before(node: Any, layers: Container[Any]) -> int | None:
     else:
         return None
     of_layer, *operations = reversed(passed)
-    axis = len(_shape(of_layer.grad_fn)) - 1 if isinstance(of_layer.module, nn.Linear | nn.LayerNorm) else 1
+    axis = len(_shape(of_layer.grad_fn)) - 1 if isinstance(of_layer.module, _CHANNELS_LAST) else 1
     for function in (operation.grad_fn for operation in operations):
         axes = list(range(len(_shape(function))))
         if function.name().startswith("Permute"):
