@@ -134,6 +134,83 @@ class BesideImage(Tiny):
         return self.fc(F.max_pool2d(torch.cat([x, inner], 1), 2).flatten(1))
 
 
+class SlopedConcat(Tiny):
+    """One slope for all channels of a branch: what torch-pruning cannot size stands before a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.slope = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 6, 1), nn.PReLU()
+        self.c, self.fc = nn.Conv2d(10, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.c(torch.cat([self.slope(self.a(x)), F.relu(self.b(x))], 1)))
+        return self.fc(x.mean((2, 3)))
+
+
+class CatchNaN(torch.autograd.Function):
+    """A step of a user's own, whose name begins as that of one of torch's."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
+class OwnStep(Tiny):
+    """Steps of a user's own between layers and before a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.Linear(10 * 36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = CatchNaN.apply(F.relu(self.a(x)))
+        return self.fc(CatchNaN.apply(torch.cat([x, F.relu(self.b(x))], 1)).flatten(1))
+
+
+class SizedSplit(Tiny):
+    """Parts of named sizes, one of which is read twice; and an uneven one over two branches: none of those before can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.both = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 1)
+        self.c, self.d, self.fc = nn.Conv2d(4, 6, 1), nn.Conv2d(6, 6, 1), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = F.relu(self.a(x)).split([4, 4], 1)
+        one, other = torch.cat([F.relu(self.b(first)), F.relu(self.both(first) + self.both(second))], 1).split([4, 6], 1)
+        return self.fc(F.relu(self.c(one) + self.d(other)).mean((2, 3)))
+
+
+class SpatialSplit(Tiny):
+    """The left and the right half of a map, and channels last beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Linear(6, 5), nn.Linear(11, 7)
+        self.fc = nn.Linear(7 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = F.relu(self.a(x)).chunk(2, -1)
+        x = (left - right).permute(0, 2, 3, 1)
+        x = F.relu(self.c(torch.cat([x, F.relu(self.b(x))], 3)))
+        return self.fc(F.max_pool2d(x.movedim(-1, 1), (2, 1)).movedim(1, -1).flatten(1))
+
+
+class UnevenChunk(Tiny):
+    """Seven channels in two parts, four and three: which are where depends on how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 7, 3), nn.Conv2d(4, 6, 1), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.b(F.relu(self.a(x)).chunk(2, 1)[0])).mean((2, 3)))
+
+
 class FixedSplit(Tiny):
     """Parts of a fixed size, one of which is passed on (Res2Net): their layers cannot go, what follows can."""
 

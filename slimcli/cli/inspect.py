@@ -32,7 +32,7 @@ def inspect(
     given, network = (model, arch) if model else (arch, None)
     if given is None:
         raise SettingsError("nothing was named to look at", "give a checkpoint, or a network: `slim list archs` shows some")
-    if network is None and not Path(given).exists():
+    if model is None or (network is None and not Path(given).exists()):
         given = arguments.arch_of(given, arch_arg)
     else:
         network = arguments.arch_of(network, arch_arg)

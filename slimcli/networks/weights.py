@@ -1,4 +1,4 @@
-"""Tensors by their names into networks, and back: what fits, what is missing, what is there too much."""
+"""Tensors by their names into networks, and back: what fits, what is missing, what is left over."""
 
 from __future__ import annotations
 

@@ -164,6 +164,8 @@ class Graph:
         """Remove these channels, of several layers together. The graph is of no use afterwards."""
         together: dict[tuple[Any, Any], tuple[Any, set[int]]] = {}
         for item in items:
+            if item.module not in self.names and not isinstance(item.module, nn.Parameter):
+                continue  # what stands for an operation only keeps books, of sizes that it may not know
             together.setdefault((item.dep.target, item.dep.handler), (item.dep, set()))[1].update(item.channels)
         group = tp.dependency.Group()
         group._DG = self.graph
@@ -187,6 +189,8 @@ class Graph:
     def uneven(self, items: Sequence[Item]) -> str:
         """What cuts channels into equal parts and would not lose those with the same place in each together, if anything."""
         for item in items:
+            if len(set(self._splits.get(item.dep.target, ()))) > 1:
+                return "the parts into which they are split"
             parts, width = self._equal_parts(item)
             if parts == 1:
                 continue
@@ -236,21 +240,21 @@ class Graph:
 
 @contextmanager
 def _unknown_widths() -> Iterator[None]:
-    """torch-pruning fails at a reshape (a channel shuffle) or a concatenation (behind many blocks) whose width it cannot infer:
-    let it stand as one that moves no channels. Where that is wrong, the check of a removal finds it.
+    """torch-pruning fails at a reshape (a channel shuffle) or a concatenation (behind many blocks, or of parts of a split) whose
+    width it cannot infer: let it stand as one that moves no channels. Where that is wrong, the check of a removal finds it.
     """
-    errors = {"update_reshape_index_mapping": ZeroDivisionError, "update_concat_index_mapping": TypeError}
-    right = {name: getattr(inferred_mapping, name) for name in errors}
+    names = ("update_reshape_index_mapping", "update_concat_index_mapping")
+    right = {name: getattr(inferred_mapping, name) for name in names}
 
-    def tolerant(update: Callable[[Any, Any], None], error: type[Exception]) -> Callable[[Any, Any], None]:
+    def tolerant(update: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
         def updated(graph: Any, node: Any) -> None:
-            with suppress(error):
+            with suppress(ZeroDivisionError, TypeError, IndexError):
                 update(graph, node)
 
         return updated
 
-    for name, error in errors.items():
-        setattr(inferred_mapping, name, tolerant(right[name], error))
+    for name, update in right.items():
+        setattr(inferred_mapping, name, tolerant(update))
     try:
         yield
     finally:

@@ -7,7 +7,9 @@ Autograd knows the shape of every result.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+import re
+from collections.abc import Callable, Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -72,18 +74,29 @@ class Cut:
 
 
 def correct(graph: Any, layers: Container[Any]) -> dict[Any, list[int]]:
-    """Set the mappings of all reshapes to (images, channels) and of all splits and concatenations of channels.
+    """Set the mappings of reshapes to (images, channels), of splits and of concatenations, where it is certain which axis is that
+    of the channels.
 
     `graph` is torch-pruning's; `layers` are the network's modules, as against those that stand for an operation. Returns the
-    nodes that split channels, and how many each of their parts has.
+    nodes that cut channels into parts of one size, the last perhaps smaller, and how many each part has.
     """
-    nodes = [node for node in graph.module2node.values() if node.inputs and hasattr(node.grad_fn, "name")]
-    for kind, correct_those in _CORRECTIONS.items():
+    cut: dict[Any, list[int]] = {}
+    nodes = [node for node in graph.module2node.values() if node.inputs]
+    for operations, correct_one in _CORRECTIONS.items():
         for node in nodes:
-            if node.grad_fn.name().startswith(kind) and (axis := _axis_before(node, layers)) is not None:
-                correct_those(node, axis)
-    splits = ((node, _axis_before(node, layers)) for node in nodes if node.grad_fn.name().startswith("Split"))
-    return {node: parts for node, axis in splits if axis is not None and (parts := _parts(node, axis))}
+            if _operation(node.grad_fn) in operations:
+                with suppress(AttributeError):  # what this torch does not keep
+                    if (axis := _axis_before(node, layers)) is not None:
+                        parts = correct_one(node, axis)
+                        if parts and _operation(node.grad_fn) == "Split":
+                            cut[node] = parts
+    return cut
+
+
+def _operation(function: Any) -> str:
+    """What autograd calls a step of torch's own; empty for a user's."""
+    found = re.fullmatch(r"(\w+)Backward\d+", function.name()) if hasattr(function, "name") else None
+    return found[1] if found else ""
 
 
 def _axis_before(node: Any, layers: Container[Any]) -> int | None:
@@ -92,17 +105,17 @@ def _axis_before(node: Any, layers: Container[Any]) -> int | None:
     while node.inputs and node.inputs[0] not in passed:
         node = node.inputs[0]
         passed[node] = None
-        if node.module in layers:
+        if node.module in layers and not isinstance(node.module, nn.PReLU):
             break
     else:
         return None
-    of_layer, *operations = reversed(passed)
+    of_layer, *steps = reversed(passed)
     axis = len(_shape(of_layer.grad_fn)) - 1 if isinstance(of_layer.module, _CHANNELS_LAST) else 1
-    for function in (operation.grad_fn for operation in operations):
-        axes = list(range(len(_shape(function))))
-        if function.name().startswith("Permute"):
+    for function in (step.grad_fn for step in steps):
+        axes, operation = list(range(len(_shape(function)))), _operation(function)
+        if operation == "Permute":
             axis = [each % len(axes) for each in map(_signed, function._saved_dims)].index(axis)
-        elif function.name().startswith("Transpose"):
+        elif operation == "Transpose":
             one, other = (_signed(each) % len(axes) for each in (function._saved_dim0, function._saved_dim1))
             axes[one], axes[other] = axes[other], axes[one]
             axis = axes[axis]
@@ -124,8 +137,11 @@ def _correct_concatenation(node: Any, axis: int) -> None:
     shape = _shape(node.grad_fn)
     widths = [None if function is None else _shape(function, index)[axis] for function, index in node.grad_fn.next_functions]
     known = [width for width in widths if width is not None]
-    followed = len(known) == len(node.inputs) and len(widths) - len(known) <= 1
-    if not followed or _signed(node.grad_fn._saved_dim) % len(shape) != axis or not node.enable_index_mapping:
+    if _signed(node.grad_fn._saved_dim) % len(shape) != axis:
+        for part in node.inputs:
+            _unset(node, part, ENTERING)
+        return
+    if len(known) != len(node.inputs) or len(widths) - len(known) > 1 or not node.enable_index_mapping:
         return
     rest = shape[axis] - sum(known)  # of what comes from no layer: the images themselves
     spans = pairwise(accumulate((rest if width is None else width for width in widths), initial=0))
@@ -134,28 +150,27 @@ def _correct_concatenation(node: Any, axis: int) -> None:
         _set(part, node, (Shifted(start), Cut(start, end)), ENTERING)
 
 
-def _parts(node: Any, axis: int) -> list[int]:
-    """How many channels each part of a split has; empty where it splits another axis."""
-    parts = [tuple(map(int, each.shape)) for each in node.grad_fn._input_metadata]
-    of_channels = _signed(node.grad_fn._saved_dim) % len(parts[0]) == axis and node.enable_index_mapping
-    return [part[axis] for part in parts] if of_channels else []
-
-
-def _correct_split(node: Any, axis: int) -> None:
-    spans = list(pairwise(accumulate(_parts(node, axis), initial=0)))
-    if not spans:
-        return
+def _correct_split(node: Any, axis: int) -> list[int]:
+    """Returns how many channels each part has; of a split along another axis nothing."""
+    shapes = [tuple(map(int, each.shape)) for each in node.grad_fn._input_metadata]
+    if _signed(node.grad_fn._saved_dim) % len(shapes[0]) != axis or not node.enable_index_mapping:
+        for reader in node.outputs:
+            _unset(node, reader, LEAVING)
+        return []
+    parts = [shape[axis] for shape in shapes]
+    spans = list(pairwise(accumulate(parts, initial=0)))
     for reader in dict.fromkeys(node.outputs):
         for function, index in reader.grad_fn.next_functions:
             if function is node.grad_fn:
                 start, end = spans[index]
                 _set(node, reader, (Cut(start, end), Shifted(start)), LEAVING)
+    return parts
 
 
-_CORRECTIONS = {
-    ("View", "UnsafeView", "Reshape"): _correct_reshape,
+_CORRECTIONS: dict[tuple[str, ...], Callable[[Any, int], list[int] | None]] = {
+    ("View", "UnsafeView", "ReshapeAlias"): _correct_reshape,
     ("Cat",): _correct_concatenation,
-    ("Split",): _correct_split,
+    ("Split", "SplitWithSizes"): _correct_split,
 }
 """By how autograd names these operations."""
 
@@ -180,3 +195,11 @@ def _set(source: Any, target: Any, mappings: tuple[Any, Any], place: int) -> Non
                 if isinstance(mapping, Flattened | Unflattened):
                     way[LEAVING] = None  # where torch-pruning keeps it
                 break
+
+
+def _unset(one: Any, other: Any, place: int) -> None:
+    """Leave the channels between the two where they are."""
+    for source, target in ((one, other), (other, one)):
+        for dependency in source.dependencies:
+            if dependency.target is target:
+                dependency.index_mapping[place] = None

@@ -27,8 +27,8 @@ PARTS = 3
 """How many different parts of the units are tried: all of them once, and some again."""
 
 NARROWED, MOST = 6, 15
-"""Trials (one forward pass of each network) after which no more is done to tell the guilty among the suspected, and after which
-whatever has not been found right stays as it is."""
+"""Trials (one forward pass of each network) of a round after which no more is done to tell the guilty among the suspected; and of
+all rounds, after which whatever has not been found right stays as it is."""
 
 IMAGES = 4
 """On how many random images a removal is compared with zeroing."""
@@ -132,11 +132,12 @@ class _Probe:
         if dead := [group for group in groups if self._alive.isdisjoint(group.layers)]:
             return {group.name: "zeroing its channels changes nothing, so removal cannot be checked" for group in dead}
         found: dict[str, _Suspicion] = {}
+        narrowed = self._trials + NARROWED
         for part in range(PARTS):
             for layer, reason in self._trial(groups, part).wrong.items():
                 near = [group for group in groups if group.name in self._near.get(layer, ())]
                 found.setdefault(layer, _Suspicion(layer, reason, part, near or list(groups)))
-        while self._trials < NARROWED and any(len(each.suspects) > 1 for each in found.values()):
+        while self._trials < min(narrowed, MOST) and any(len(each.suspects) > 1 for each in found.values()):
             for part in range(PARTS):
                 self._narrow([each for each in found.values() if each.part == part and len(each.suspects) > 1], part)
         return {group.name: each.reason for each in found.values() for group in each.suspects}

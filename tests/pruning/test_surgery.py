@@ -39,6 +39,11 @@ CERTAIN = {
     tiny.ConcatFlattened: {"a", "b", "c"},
     tiny.BesideImage: {"a", "b"},
     tiny.FixedSplit: {"c", "d"},
+    tiny.SlopedConcat: {"a", "b", "c"},
+    tiny.OwnStep: {"a", "b"},
+    tiny.SizedSplit: {"c"},
+    tiny.SpatialSplit: {"a"},
+    tiny.UnevenChunk: {"b"},
     tiny.FlattenedSignal: {"a", "b", "c", "d"},
     tiny.SummedHalves: {"a", "left"},
     tiny.Gated: {"a", "squeeze", "b"},
@@ -73,6 +78,8 @@ IMPOSSIBLE = {
     tiny.GroupedConcat: {"a", "b"},
     tiny.Multiplied: {"a"},
     tiny.FixedSplit: {"a"},
+    tiny.SizedSplit: {"a", "b", "both"},
+    tiny.UnevenChunk: {"a"},
 }
 
 NETWORKS = pytest.mark.parametrize("network", CERTAIN, ids=lambda network: network.__name__)
