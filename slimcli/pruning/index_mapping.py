@@ -24,8 +24,12 @@ _CHANNELS_LAST = nn.Linear, nn.LayerNorm, nn.MultiheadAttention
 """Layers whose channels are the last axis of what they give; of all others they are the first behind the images."""
 
 
+class _Read:
+    """A mapping by sizes that were read, as against one that torch-pruning inferred."""
+
+
 @dataclass(frozen=True)
-class Flattened:
+class Flattened(_Read):
     """An axis of `width` channels with `before` positions in front of it and `after` behind, flattened into one."""
 
     before: int
@@ -39,7 +43,7 @@ class Flattened:
 
 
 @dataclass(frozen=True)
-class Unflattened:
+class Unflattened(_Read):
     """The way back: of each place in the flat axis its channel."""
 
     width: int
@@ -51,7 +55,7 @@ class Unflattened:
 
 
 @dataclass(frozen=True)
-class Shifted:
+class Shifted(_Read):
     """Channels of a part of a concatenation, which begins at `start`."""
 
     start: int
@@ -62,7 +66,7 @@ class Shifted:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cut(_Read):
     """The way back: of the places in a concatenation those of one part, `start` to `end`."""
 
     start: int
@@ -190,7 +194,7 @@ def _set(source: Any, target: Any, mappings: tuple[Any, Any], place: int) -> Non
     for one, other, mapping in ((source, target, mappings[0]), (target, source, mappings[1])):
         ways = [dependency.index_mapping for dependency in one.dependencies if dependency.target is other]
         for way in ways:
-            if not isinstance(way[place], Flattened | Unflattened | Shifted | Cut):
+            if not isinstance(way[place], _Read):
                 way[place] = mapping
                 if isinstance(mapping, Flattened | Unflattened):
                     way[LEAVING] = None  # where torch-pruning keeps it
