@@ -12,7 +12,7 @@ import pickle
 import shlex
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -217,20 +217,26 @@ def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoin
         )
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} lacks a part of a slimcli checkpoint: {error}", "write it again with slim") from error
-    if arch is not None and not _names(arch, recorded):
-        raise CheckpointError(f"{path} is a {recorded}, not a {arch}", "leave --arch out: the checkpoint knows its network")
+    if arch is not None:
+        if not _names(arch, recorded):
+            raise CheckpointError(f"{path} is a {recorded}, not a {arch}", "leave --arch out: the checkpoint knows its network")
+        own, given = resolve.parse(recorded), resolve.parse(arch)
+        if given.family != own.family:  # its code lies elsewhere
+            return replace(checkpoint, arch=str(replace(own, family=given.family)))
     if arch is None and resolve.is_foreign(recorded):
         raise ArchError(
             f"{path} needs code from outside ({recorded}), which a file alone may not start",
-            f"allow it with --arch {shlex.quote(recorded)}",
+            f"allow it with --arch {shlex.quote(recorded)} (in Python arch=), from where the code lies or with its path",
         )
     return checkpoint
 
 
 def _names(arch: str, recorded: str) -> bool:
-    """Whether `arch` is the recorded one, with its arguments or without any."""
-    own = resolve.parse(recorded)
-    return resolve.parse(arch) in (own, resolve.parse(own.bare))
+    """Whether `arch` is the recorded one, with its arguments or without any; a user's code may lie elsewhere."""
+    own, given = resolve.parse(recorded), resolve.parse(arch)
+    if resolve.is_foreign(recorded) and resolve.is_foreign(arch):
+        own = replace(own, family=given.family)
+    return given in (own, resolve.parse(own.bare))
 
 
 def _first(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor] | None:

@@ -22,6 +22,9 @@ Sizes = Callable[[Mapping[str, int]], Size]
 """What the MACs and parameters are when so many units of each group are gone."""
 Aims = tuple[dict[str, int], dict[str, int], dict[str, int]]
 
+_MOSTLY = 0.9
+"""Less of the budget than this is too little: in a network with few groups one multiple more or less is much."""
+
 _PARTS = 256
 """How finely the counts of a last iteration are cut, all of them in proportion."""
 
@@ -53,7 +56,7 @@ class Budget:
     def _round(self, dense: Network) -> None:
         """The widths that meet a budget in MACs or parameters, each a multiple; `SettingsError` where none do.
 
-        What `auto` takes for fast is halved until some do.
+        What `auto` takes for fast is halved until some do, and use most of the budget.
         """
         multiples = self._multiples(dense)
         while True:
@@ -65,9 +68,12 @@ class Budget:
             except SettingsError:
                 if self._settings.round_to != AUTO:
                     raise
-                multiples = {name: max(1, multiple // 2) for name, multiple in multiples.items()}
             else:
-                return
+                gone = {name: self.dense_units[name] - units for name, units in self.units.items()}
+                if self._settings.round_to != AUTO or not self._within_size(self._size_after(gone, dense), _MOSTLY):
+                    return
+                self.widths, self.units = {}, {}
+            multiples = {name: max(1, multiple // 2) for name, multiple in multiples.items()}
 
     def _multiples(self, dense: Network) -> dict[str, int]:
         """What the channels of each group are rounded to: what was asked for, or what is fast here."""
@@ -203,9 +209,11 @@ class Budget:
             return network.latency is not None and network.latency.slim <= self.milliseconds(network.latency)
         return self.narrow_enough(network) and self._within_size((network.cost.macs, network.cost.params))
 
-    def _within_size(self, size: Size) -> bool:
-        s, dense, (macs, params) = self._settings, self.dense_cost, size
-        return (s.macs is None or macs <= s.macs * dense.macs) and (s.params is None or params <= s.params * dense.params)
+    def _within_size(self, size: Size, share: float = 1.0) -> bool:
+        """Whether a network of that size is within such a share of the budget in MACs and parameters."""
+        asked = (self._settings.macs, self._settings.params)
+        dense = (self.dense_cost.macs, self.dense_cost.params)
+        return all(limit is None or own <= share * limit * whole for own, limit, whole in zip(size, asked, dense, strict=True))
 
 
 def _part(counts: Mapping[str, int], parts: int) -> dict[str, int]:

@@ -12,6 +12,7 @@ from slimcli.data.sources import check_fits, open_data, way_out
 from slimcli.errors import DataError
 from slimcli.networks import resolve
 from slimcli.networks.checkpoint import Checkpoint
+from slimcli.networks.modes import try_layout
 from slimcli.networks.tasks import loss_of, moved, score_of
 from slimcli.settings import DataSettings
 from slimcli.training.group import pick_device
@@ -73,6 +74,7 @@ def check_takes(model: nn.Module, data: Data, arch: str) -> None:
             f"{arch} cannot take images of {data.shape} from {data.name} ({type(error).__name__}: {first_line[:120]})",
             "choose data that fits it",
         ) from error
+    try_layout(model, torch.zeros(2, *data.shape, device=next(model.parameters()).device))
     if not data.task.classifies:
         _check_task(model, data)
         return
@@ -80,6 +82,8 @@ def check_takes(model: nn.Module, data: Data, arch: str) -> None:
     if shape != (2, data.classes):
         found = f"gives {tuple(shape)} for two images" if shape is not None else f"gives a {type(outputs).__name__}"
         hint = way_out(data, shape[1] if shape is not None and len(shape) == 2 else 0)
+        if shape is None:
+            hint = "have it return one tensor, or bring a loss and a score of your own: --data file.py:callable"
         raise DataError(f"{arch} {found}, and {data.name} has {data.classes} classes", hint)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch_pruning._helpers import _HybridIndex
 from torch_pruning.dependency import index_mapping as inferred_mapping
@@ -56,11 +57,26 @@ class Item:
         return self.dep.target.module
 
 
+class _Chunks(TorchFunctionMode):
+    """Notes which splits of a forward pass are into a number of parts: these follow the width, splits into sizes do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[Any] = set()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every call of a function of torch's."""
+        found = function(*args, **(kwargs or {}))
+        if function in (torch.chunk, Tensor.chunk):
+            self.seen.add(found[0].grad_fn)
+        return found
+
+
 class Graph:
     """torch-pruning's dependency graph of one network, in its present shape.
 
     A unit of a layer is one output channel; where a conv in G groups of channels is tied to it, G of them: the channels that have
-    the same place in each group, since all groups must stay equally wide. So it is where channels are split into G equal parts.
+    the same place in each group, since all groups must stay equally wide. So it is where channels are chunked into G equal parts.
     """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
@@ -77,7 +93,7 @@ class Graph:
         try:
             for parameter in frozen:
                 parameter.requires_grad_(True)  # tracing follows gradients; frozen parameters would go unseen
-            with evaluating(model), torch.enable_grad(), warnings.catch_warnings(), _unknown_widths():
+            with evaluating(model), torch.enable_grad(), warnings.catch_warnings(), _unknown_widths(), _Chunks() as chunks:
                 warnings.simplefilter("ignore")
                 self.graph = tp.DependencyGraph().build_dependency(
                     model,
@@ -90,7 +106,8 @@ class Graph:
                     ],
                     verbose=False,
                 )
-            self._splits = index_mapping.correct(self.graph, self.names)
+            splits = index_mapping.correct(self.graph, self.names)
+            self._chunks = {node: parts for node, parts in splits.items() if node.grad_fn in chunks.seen}
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
@@ -189,7 +206,7 @@ class Graph:
     def uneven(self, items: Sequence[Item]) -> str:
         """What cuts channels into equal parts and would not lose those with the same place in each together, if anything."""
         for item in items:
-            if len(set(self._splits.get(item.dep.target, ()))) > 1:
+            if len(set(self._chunks.get(item.dep.target, ()))) > 1:
                 return "the parts into which they are split"
             parts, width = self._equal_parts(item)
             if parts == 1:
@@ -205,7 +222,7 @@ class Graph:
 
     def _equal_parts(self, item: Item) -> tuple[int, int]:
         """Into how many parts of several channels the item's target cuts its channels, and how many each has."""
-        module, parts = item.module, self._splits.get(item.dep.target, [0])
+        module, parts = item.module, self._chunks.get(item.dep.target, [0])
         if isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups < module.out_channels:
             out = self.graph.is_out_channel_pruning_fn(item.dep.handler)
             return module.groups, (module.out_channels if out else module.in_channels) // module.groups

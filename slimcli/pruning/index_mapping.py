@@ -82,7 +82,7 @@ def correct(graph: Any, layers: Container[Any]) -> dict[Any, list[int]]:
     of the channels.
 
     `graph` is torch-pruning's; `layers` are the network's modules, as against those that stand for an operation. Returns the
-    nodes that cut channels into parts of one size, the last perhaps smaller, and how many each part has.
+    nodes that split channels, and how many each of their parts has.
     """
     cut: dict[Any, list[int]] = {}
     nodes = [node for node in graph.module2node.values() if node.inputs]
@@ -92,7 +92,7 @@ def correct(graph: Any, layers: Container[Any]) -> dict[Any, list[int]]:
                 with suppress(AttributeError):  # what this torch does not keep
                     if (axis := _axis_before(node, layers)) is not None:
                         parts = correct_one(node, axis)
-                        if parts and _operation(node.grad_fn) == "Split":
+                        if parts:
                             cut[node] = parts
     return cut
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimcli.networks.layers import by_filter, layers_of
-from slimcli.networks.modes import over_volumes
+from slimcli.networks.modes import keeps_layout
 
 Norms = Callable[[Tensor], Tensor]
 Penalty = Callable[[nn.Module], Tensor]
@@ -30,7 +30,7 @@ class Teacher:
 
     def __init__(self, model: nn.Module, weight: float, temperature: float, macs: int = 0) -> None:
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
-        if not over_volumes(self._model):
+        if not keeps_layout(self._model):
             self._model.to(memory_format=torch.channels_last)
         self._weight, self._temperature = weight, temperature
         self.macs = macs

@@ -143,3 +143,38 @@ def test_pruning_from_python_leaves_the_given_network_alone(tiny_checkpoint: Pat
     assert pruned.cost.macs < slimcli.count(model, (1, 28, 28)).macs
     weight = pruned.model.get_submodule("conv1").weight
     assert torch.equal(pruned.history.layers["conv1"][-1], filter_norms(weight.detach()).float())
+
+
+OWN = """
+from torch import nn
+class Own(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 5, 4), nn.Conv2d(8, width, 3)
+        self.fc = nn.Linear(width * 16, 10)
+    def forward(self, x):
+        x = self.b(self.a(x).relu()).relu()
+        return self.fc(x.view(x.size(0), -1))
+def build(width=6):
+    return Own(width)
+"""
+
+
+def test_a_view_that_asks_for_the_usual_layout_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`x.view(len(x), -1)` behind a conv fails in channels-last; and the slim network is had again where its code has moved."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    torch.save(build("own.py:build(width=7)", 10, (1, 28, 28)).state_dict(), "own.pt")
+    settings = PruneSettings(model="own.pt", arch="own.py:build(width=7)", observe_epochs=1, **QUICK | {"final_epochs": 1})
+    result = job.run(settings, tmp_path / "run")
+    assert result is not None
+    assert result.metrics["removed"]["macs"] > 0
+    here = slimcli.load("run/model.pt", arch="own.py:build")
+    (tmp_path / "own.py").rename(tmp_path / "there/moved.py")
+    monkeypatch.chdir(tmp_path / "there")
+    images = torch.randn(2, 1, 28, 28)
+    for arch in ("moved.py:build", "moved.py:build(width=7)", str(tmp_path / "there/moved.py:build")):
+        assert torch.equal(slimcli.load("../run/model.pt", arch=arch)(images), here(images))
+    with pytest.raises(CheckpointError, match=r"not a moved\.py:another"):
+        slimcli.load("../run/model.pt", arch="moved.py:another")

@@ -112,12 +112,16 @@ def test_a_budget_out_of_reach_of_multiples_is_refused() -> None:
 
 
 def test_auto_takes_what_is_fast_here_up_to_a_quarter_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And halves it where the budget would be out of reach."""
+    """And halves it where the budget would be out of reach, or much of it would not be used."""
     monkeypatch.setattr(budget, "fast_multiples", lambda: {"spatial": 16, "linear": 4})
     plan = Plan.of(PruneSettings(amount="10%", macs=0.5, round_to="auto"), DENSE, SHAPE)
     assert plan.budget.multiples == {"conv1": 4, "conv2": 8}
     tight = PruneSettings(amount="10%", macs=0.04, round_to="auto")
-    assert Plan.of(tight, DENSE, SHAPE).budget.multiples == {"conv1": 2, "conv2": 4}
+    assert Plan.of(tight, DENSE, SHAPE).budget.multiples == {"conv1": 1, "conv2": 1}
+    for macs in (0.2, 0.35, 0.5, 0.65, 0.8):
+        plan = Plan.of(PruneSettings(amount="10%", macs=macs, round_to="auto"), DENSE, SHAPE)
+        size = pruned(DENSE, plan, SHAPE).cost.macs / DENSE.cost.macs
+        assert 0.9 * macs < size <= macs
     with pytest.raises(SettingsError, match="multiples of 8"):
         Plan.of(replace(tight, round_to=(4, 8)), DENSE, SHAPE)
 
