@@ -28,8 +28,9 @@ from slimcli.training.engine import Engine
 
 @dataclass(frozen=True)
 class Pruned:
-    """A slim network and how it was reached; `score` is its accuracy on the test split, `groups` are those of the dense network
-    (with the reason of each that may lose nothing), `removed` the output channels that each of its layers lost.
+    """A slim network and how it was reached; `score` is its accuracy on the test split, `left_out` are the residual blocks that
+    it does without, `groups` those of the dense network without them (with the reason of each that may lose nothing), `removed` the
+    output channels that each of the dense network's layers lost.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class Pruned:
     groups: tuple[ChannelGroup, ...]
     history: NormHistory
     budget_met: bool
+    left_out: tuple[str, ...] = ()
 
 
 def _builder_of(model: nn.Module, arch: str, data: Data) -> Callable[[], nn.Module]:
@@ -86,4 +88,5 @@ def prune(model: nn.Module, *, history: NormHistory | None = None, **settings: A
         origins.groups,
         outcome.network.history,
         outcome.budget_met,
+        outcome.network.left_out,
     )

@@ -57,7 +57,7 @@ def settings(kind: type[S], flags: Mapping[str, Any]) -> S:
             chosen[name] = numbers(chosen[name], f"--{name}", number)
     if chosen.get("round_to") not in (None, AUTO):
         chosen["round_to"] = numbers(chosen["round_to"], "--round-to", int)
-    for name in ("history", "include", "exclude", "keep_float"):
+    for name in ("history", "include", "exclude", "leave_out", "keep_float"):
         if chosen.get(name):
             chosen[name] = tuple(chosen[name])
     return kind(**chosen)

@@ -143,6 +143,15 @@ RoundTo = Annotated[
         rich_help_panel=_BUDGET,
     ),
 ]
+LeaveOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="BLOCK|auto",
+        help="Residual blocks to do without, whole: a name or a quoted pattern, 'layer1.[2-5]' (repeat it); or auto, with "
+        "--latency: those that save most time for what is lost.",
+        rich_help_panel=_BUDGET,
+    ),
+]
 Iterations = Annotated[
     int | None, typer.Option(help="Turns of the loop; 0 only retrains (see --final).", rich_help_panel=_BUDGET)
 ]

@@ -32,6 +32,7 @@ def prune(
     latency: o.Latency = None,
     widths: o.Widths = None,
     round_to: o.RoundTo = None,
+    leave_out: o.LeaveOut = None,
     iterations: o.Iterations = None,
     max_drop: o.MaxDrop = 1.0,
     amount: o.Amount = None,

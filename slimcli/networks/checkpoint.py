@@ -2,7 +2,7 @@
 pickled module that the caller trusts by name.
 
 A slimcli checkpoint is a dict with `state_dict` and what is needed to rebuild the network around it: arch, input shape,
-class count, preprocessing, data spec, what was removed, norm history, metrics. The slim network's widths are read off
+class count, preprocessing, data spec, what was removed or left out, norm history, metrics. The slim network's widths are read off
 the shapes in its state dict.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import slimcli
 from slimcli.disk import is_intact, write_atomically
 from slimcli.errors import ArchError, CheckpointError, suggest
-from slimcli.networks import ARCHS, resolve, weights, widths
+from slimcli.networks import ARCHS, blocks, resolve, weights, widths
 from slimcli.records import JsonDict
 
 FORMAT = "slimcli-checkpoint-1"
@@ -50,6 +50,8 @@ class Checkpoint:
     std: tuple[float, ...] | None = None
     data: JsonDict = field(default_factory=dict)
     removed: dict[str, list[int]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    """Residual blocks that the network does without (`networks/blocks.py`)."""
     history: dict[str, Any] | None = None
     metrics: JsonDict = field(default_factory=dict)
     first: dict[str, Tensor] | None = None
@@ -66,6 +68,7 @@ class Checkpoint:
         complaint = f"{self.path} does not fit {self.arch}"
         try:
             if not self.foreign:
+                blocks.leave_out(network, self.left_out)
                 widths.take(network, self.state_dict)
             weights.fit(network, self.state_dict, complaint)
             network.eval()
@@ -110,6 +113,7 @@ def content_of(checkpoint: Checkpoint) -> dict[str, Any]:
         },
         "state_dict": weights.at_rest(checkpoint.state_dict),
         "removed": checkpoint.removed,
+        "left_out": list(checkpoint.left_out),
         "history": checkpoint.history,
         "data": checkpoint.data,
         "metrics": checkpoint.metrics,
@@ -210,6 +214,7 @@ def _ours(path: Path, content: Mapping[str, Any], arch: str | None) -> Checkpoin
             std=_triple(content["preprocessing"]["std"]),
             data=dict(content["data"]),
             removed=dict(content["removed"]),
+            left_out=tuple(content.get("left_out", ())),  # a file of an older version has none
             history=content["history"],
             metrics=dict(content["metrics"]),
             first=_first(path, content),

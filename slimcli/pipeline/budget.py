@@ -14,7 +14,7 @@ from slimcli.pipeline.state import Network
 from slimcli.pruning.amounts import per_group
 from slimcli.pruning.outlook import Outlook, Size
 from slimcli.pruning.rounding import multiples_of, widths_within
-from slimcli.records import Timed
+from slimcli.records import NetworkCost, Timed
 from slimcli.settings import AUTO, PruneSettings, milliseconds
 
 T = TypeVar("T")
@@ -32,8 +32,10 @@ _PARTS = 256
 class Budget:
     """When the run has reached what was asked for, measured against the dense network."""
 
-    def __init__(self, settings: PruneSettings, dense: Network, input_shape: Sequence[int]) -> None:
-        self.dense_cost, self._input_shape = dense.cost, input_shape
+    def __init__(
+        self, settings: PruneSettings, dense: Network, input_shape: Sequence[int], dense_cost: NetworkCost | None = None
+    ) -> None:
+        self.dense_cost, self._input_shape = dense_cost or dense.cost, input_shape
         self._settings = settings
         self.multiples: dict[str, int] = {}
         """What the channels of each group are rounded to, where they are."""

@@ -25,7 +25,7 @@ from slimcli.pipeline.state import Network
 from slimcli.pipeline.subject import Subject
 from slimcli.progress import Progress
 from slimcli.pruning import masks
-from slimcli.records import JsonDict
+from slimcli.records import JsonDict, LayerCost
 from slimcli.report import page
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings, milliseconds
@@ -95,6 +95,7 @@ def snapshot(subject: Subject, network: Network, metrics: JsonDict) -> Checkpoin
         subject.checkpoint,
         state_dict=network.model.state_dict(),
         removed=_removed(subject, network),
+        left_out=(*subject.checkpoint.left_out, *network.left_out),
         history=network.history.state_dict(),
         metrics=metrics,
         first=None,
@@ -197,6 +198,7 @@ def _sparsity(network: Network) -> JsonDict | None:
 
 def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> JsonDict:
     dense_cost, cost = job.plan.budget.dense_cost, outcome.network.cost
+    layers = {layer.name: layer for layer in cost.layers}
     return {
         "schema": 1,
         "method": job.settings.method,
@@ -220,16 +222,19 @@ def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> Json
         },
         "dead_filters": outcome.dead,
         "sparsity": _sparsity(outcome.network),
-        "layers": [
-            {
-                "name": before.name,
-                "type": before.type,
-                "filters": [before.filters, after.filters],
-                "macs": [before.macs, after.macs],
-                "params": [before.params, after.params],
-            }
-            for before, after in zip(dense_cost.layers, cost.layers, strict=True)
-        ],
+        "layers": [_layer(before, layers.get(before.name)) for before in dense_cost.layers],
+        "left_out": list(outcome.network.left_out),
         "frozen": frozen(outcome.network),
         "notes": list(job.notes),
+    }
+
+
+def _layer(before: LayerCost, after: LayerCost | None) -> JsonDict:
+    """A layer as it was and as it is; nothing of it is left in a block that was left out."""
+    return {
+        "name": before.name,
+        "type": before.type,
+        "filters": [before.filters, after.filters if after else 0],
+        "macs": [before.macs, after.macs if after else 0],
+        "params": [before.params, after.params if after else 0],
     }

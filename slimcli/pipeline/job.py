@@ -187,6 +187,7 @@ def _resolved(job: Prepared, engine: Engine) -> PruneSettings:
         std=data.std,
         holdout=data.spec.get("holdout"),
         round_to=tuple(job.plan.budget.multiples.values()) or job.settings.round_to,
+        leave_out=job.state.network.left_out or None,
         precision=engine.group.describe()["precision"],
     )
 
@@ -233,6 +234,7 @@ def _note_start(job: Prepared, folder: RunDir, dense_test: Score, engine: Engine
         dense=dense_test.facts() | asdict(cost),
         held_out=held_out.facts(),
         frozen=frozen(job.state.network),
+        left_out=list(job.state.network.left_out),
         notes=list(job.notes),
         environment=environment() | engine.group.describe(),
         time=time.time(),

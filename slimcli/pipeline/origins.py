@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from slimcli.networks import resolve, weights, widths
+from slimcli.networks import blocks, resolve, weights, widths
 from slimcli.pipeline.state import Network
 from slimcli.pruning import masks, surgery
 from slimcli.pruning.history import NormHistory
@@ -32,7 +32,8 @@ NEW_WEIGHTS = 10**9
 
 @dataclass(frozen=True)
 class Origins:
-    """The network that pruning began with, its channel groups, its past: what retraining starts from, and what is compared with.
+    """The network that pruning began with, its past: what retraining starts from, and what is compared with. `groups` are
+    those of the network without the blocks that are `left_out`.
 
     Where its first weights are unknown, those that it was given with take their place.
     """
@@ -41,6 +42,7 @@ class Origins:
     groups: tuple[ChannelGroup, ...]
     input_shape: Sequence[int]
     known: Known
+    left_out: tuple[str, ...] = ()
 
     def start(self, name: str, found: Network, settings: PruneSettings, number: int) -> Network:
         """The network `found`, ready for its last retraining: `finetune` as it is, `rewind` with its survivors' first
@@ -68,6 +70,7 @@ class Origins:
         return self._cut(copy.deepcopy(model), removed)
 
     def _cut(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> nn.Module:
+        blocks.leave_out(model, self.left_out)
         surgery.remove(model, self.input_shape, _units(self.groups, removed))
         return model.eval()
 
@@ -75,6 +78,7 @@ class Origins:
         assert self.known.build is not None
         seed_everything(seed, NEW_WEIGHTS + number)
         model = self.known.build()
+        blocks.leave_out(model, self.left_out)
         widths.fresh(model, slim.state_dict())
         trainable = {name: parameter.requires_grad for name, parameter in slim.named_parameters()}
         for name, parameter in model.named_parameters():
@@ -90,9 +94,15 @@ def _with_weights_of(model: nn.Module, network: Network, norm: str) -> Network:
     return network
 
 
-def builder(arch: str, classes: int, input_shape: resolve.Shape) -> Callable[[], nn.Module]:
-    """What builds the network of that name with new random weights."""
-    return lambda: resolve.build(arch, classes, input_shape)
+def builder(arch: str, classes: int, input_shape: resolve.Shape, left_out: Sequence[str] = ()) -> Callable[[], nn.Module]:
+    """What builds the network of that name, without these blocks, with new random weights."""
+
+    def build() -> nn.Module:
+        model = resolve.build(arch, classes, input_shape)
+        blocks.leave_out(model, left_out)
+        return model
+
+    return build
 
 
 def _units(groups: Sequence[ChannelGroup], removed: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,8 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from slimcli import processes
 from slimcli.data.loaders import Data
 from slimcli.errors import ArchError, ParityError, SettingsError
+from slimcli.networks.blocks import Chain
 from slimcli.networks.cost import count
 from slimcli.networks.layers import layers_of, owns_weight
+from slimcli.pipeline import depth
 from slimcli.pipeline.decisions import found_again
 from slimcli.pipeline.origins import UNKNOWN, Known, Origins
 from slimcli.pipeline.pace import Pace
@@ -49,8 +52,20 @@ def start(
         )
     if settings.stop in ("if", "flow"):
         consecutive(model, data.shape)  # refuses a network through which nothing flows
+    progress = progress or Progress()
     found = surgery.find_groups(model, data.shape, settings.linear)
-    groups = verify(model, data.shape, surgery.taking_part(found, settings.include, settings.exclude))
+    whole = Network(copy.deepcopy(model), history, found, count(model, data.shape))
+    network, units = _verified(whole, data, settings), None
+    if chains := depth.chains(model, data, settings):
+        plan = Plan.of(settings, network, data.shape)
+        units = _units_in_time(model, network, plan, data, settings, progress, chains)
+        left_out = tuple(block.name for chain in chains for block in chain.without(units[chain.name]))
+        units = _by_layer(network, units)
+    else:
+        left_out = depth.named(model, data, settings)
+    if left_out:
+        network = _verified(whole.without(left_out, data.shape, settings.linear), data, settings)
+    groups = network.groups
     if settings.granularity == "filter" and not any(group.prunable for group in groups):
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:8])
         raise ArchError(
@@ -59,9 +74,8 @@ def start(
         )
     if settings.final == "fresh" and known.build is None:
         raise SettingsError("--final fresh needs to know how the network is built", "name it with arch=")
-    network = Network(copy.deepcopy(model), history, groups, count(model, data.shape))
     if settings.criterion == "bn":
-        batch_norm_scales(model, network.prunable, network.wirings(data.shape))
+        batch_norm_scales(network.model, network.prunable, network.wirings(data.shape))
     if settings.penalty == "scales" and not any(isinstance(m, _BatchNorm) and m.affine for m in model.modules()):
         raise ArchError(f"{settings.arch or 'the network'} has no batch norm whose scales could shrink", "use --penalty none")
     if settings.granularity == "weight":
@@ -73,23 +87,45 @@ def start(
                 )
         network.masks = masks.of(network.model)
     state = State(network, network, torch.Generator().manual_seed(settings.seed).get_state())
-    plan = Plan.of(settings, network, data.shape)
+    plan = Plan.of(settings, network, data.shape, whole.cost)
     plan.budget.check_possible(network)
     if settings.latency is not None and processes.is_main():
-        state.units = plan.budget.units = _units_in_time(model, network, plan, data, settings, progress or Progress())
-    return state, plan, Origins(model, groups, data.shape, known)
+        if units is None:
+            units = _units_in_time(model, network, plan, data, settings, progress)
+        else:
+            network.latency = Pace(model, data.shape, progress.say).time(network.model)
+            units = {group.name: units[group.layers[0]] for group in network.prunable}
+        state.units = plan.budget.units = units
+    return state, plan, Origins(model, groups, data.shape, known, network.left_out)
+
+
+def _verified(network: Network, data: Data, settings: PruneSettings) -> Network:
+    """The network, those of its groups that take part and may lose channels found out."""
+    taking_part = surgery.taking_part(network.groups, settings.include, settings.exclude)
+    return replace(network, groups=verify(network.model, data.shape, taking_part))
+
+
+def _by_layer(network: Network, units: dict[str, int]) -> dict[str, int]:
+    """What each layer's group is narrowed to: without some layers, groups go by other names."""
+    return {layer: units[group.name] for group in network.prunable for layer in group.layers}
 
 
 def _units_in_time(
-    model: nn.Module, network: Network, plan: Plan, data: Data, settings: PruneSettings, progress: Progress
+    model: nn.Module,
+    network: Network,
+    plan: Plan,
+    data: Data,
+    settings: PruneSettings,
+    progress: Progress,
+    chains: Sequence[Chain] = (),
 ) -> dict[str, int]:
-    """What each group is narrowed to for `--latency`; `ArchError` for a network that cannot be exported, `SettingsError` for a
-    time that cannot be had.
+    """What each group is narrowed to for `--latency`, and each chain shortened to; `ArchError` for a network that cannot be
+    exported, `SettingsError` for a time that cannot be had.
     """
     pace = Pace(model, data.shape, progress.say)
     try:
-        network.latency = pace.time(model)
-        units = pace.aim(network, plan.budget)
+        network.latency = pace.time(network.model)
+        units = pace.aim(network, plan.budget, chains)
     except ParityError as error:
         raise ArchError(
             f"{settings.arch or 'the network'} cannot be timed, as it cannot be exported: {error.message}",
@@ -123,6 +159,8 @@ def go_on(
 ) -> tuple[State, Plan, Origins]:
     """What `start` gave, as it stood when the state was saved; `model` is the dense network. Nothing is verified again."""
     state = State.from_content(content, model, data.shape)
-    groups = found_again(state.kept.groups, surgery.find_groups(model, data.shape, settings.linear))
-    dense = Network(model, state.kept.history, groups, count(model, data.shape))
-    return state, Plan.of(settings, dense, data.shape), Origins(model, groups, data.shape, known)
+    whole = Network(model, state.kept.history, (), count(model, data.shape))
+    dense = whole.without(state.kept.left_out, data.shape, settings.linear)
+    groups = dense.groups = found_again(state.kept.groups, dense.groups)
+    plan = Plan.of(settings, dense, data.shape, whole.cost)
+    return state, plan, Origins(model, groups, data.shape, known, state.kept.left_out)

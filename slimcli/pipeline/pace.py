@@ -14,6 +14,7 @@ from torch import nn
 from slimcli.deploy.bench import bench
 from slimcli.deploy.layer_times import LayerTimes
 from slimcli.deploy.onnx import export_onnx
+from slimcli.networks.blocks import Block, Chain
 from slimcli.networks.shapes import shapes_of
 from slimcli.pipeline.budget import Budget
 from slimcli.pipeline.state import Network
@@ -59,8 +60,9 @@ class Pace:
         (_, dense), (_, slim) = bench(paths, runs=self._runs).latencies
         return Timed(slim.p50, dense.p50)
 
-    def aim(self, network: Network, budget: Budget) -> dict[str, int] | None:
-        """Units of each group that keep the timed network within the budget; None where not even the narrowest do.
+    def aim(self, network: Network, budget: Budget, chains: Sequence[Chain] = ()) -> dict[str, int] | None:
+        """Units of each group, and blocks of each chain, that keep the timed network within the budget; None where not even the
+        narrowest do.
 
         What is foretold from the times of single layers is tried: a copy is cut and timed, and where it was too slow, or much
         faster than need be, a narrower or wider one is looked for. Of a network within the budget everything stays.
@@ -68,37 +70,45 @@ class Pace:
         assert network.latency is not None
         present = network.latency.slim / budget.milliseconds(network.latency)
         if present <= 1:
-            return {group.name: group.channels for group in network.prunable}
+            return {group.name: group.channels for group in network.prunable} | {
+                chain.name: len(chain.blocks) for chain in chains
+            }
         with self._layers.remembering():
-            return self._narrower(network, budget, present)
+            return self._narrower(network, budget, present, chains)
 
-    def _narrower(self, network: Network, budget: Budget, present: float) -> dict[str, int] | None:
+    def _narrower(self, network: Network, budget: Budget, present: float, chains: Sequence[Chain]) -> dict[str, int] | None:
         """The widest units that fit; `present` is the share of the budget that the network uses now."""
         assert network.latency is not None
         channels = {group.name: group.channels for group in network.prunable}
+        all_of_it = channels | {chain.name: len(chain.blocks) for chain in chains}
         whole = network.latency.slim
         self._say(f"looking for widths that take {budget.milliseconds(network.latency):.3g} ms: {whole:.3g} ms now")
         outlook = TimeOutlook(shapes_of(network.model, self._shape), network.wirings(self._shape), self._layers.of, whole)
         narrowest = {group.name: choices_of(group, budget.multiples[group.name])[0] for group in network.prunable}
+        narrowest |= {chain.name: 0 for chain in chains}
 
         def gone(units: Mapping[str, int]) -> dict[str, int]:
             return {name: channels[name] - units[name] for name in channels}
 
+        def left_out(units: Mapping[str, int]) -> list[Block]:
+            return [block for chain in chains for block in chain.without(units[chain.name])]
+
         def foretold(units: Mapping[str, int]) -> float:
-            return outlook.after(gone(units))
+            return outlook.after(gone(units), {layer for block in left_out(units) for layer in block.layers})
 
         @cache
         def on(rung: int) -> dict[str, int]:
             limit = whole * _RUNG**rung
-            return widths_in_time(network.prunable, budget.multiples, budget.dense_units, foretold, limit) or narrowest
+            found = widths_in_time(network.prunable, budget.multiples, budget.dense_units, foretold, limit, chains)
+            return found or narrowest
 
-        shares = {tuple(channels.values()): present}
+        shares = {tuple(all_of_it.values()): present}
         points = [(1.0, present)]  # what was foretold, and what was used, as shares of the present time and of the budget
 
         def fits(units: dict[str, int]) -> bool:
             key = tuple(units.values())
             if key not in shares:
-                timed = self.time(network.narrowed(gone(units), self._shape))
+                timed = self.time(network.narrowed(gone(units), self._shape, [block.name for block in left_out(units)]))
                 shares[key] = timed.slim / budget.milliseconds(timed)
                 points.append((foretold(units) / whole, shares[key]))
                 self._say(f"widths that use {shares[key]:.1%} of the budget: {timed.slim:.3g} ms, dense {timed.dense:.3g} ms")

@@ -12,6 +12,7 @@ from slimcli.pipeline.budget import Budget
 from slimcli.pipeline.state import Network
 from slimcli.pruning import masks
 from slimcli.pruning.amounts import ADAPTIVE, Adaptive, Amount, Fixed
+from slimcli.records import NetworkCost
 from slimcli.settings import PruneSettings
 
 ITERATIONS_USED_UP = "the iterations are used up"
@@ -34,9 +35,13 @@ class Plan:
     budget: Budget
 
     @classmethod
-    def of(cls, settings: PruneSettings, dense: Network, input_shape: Sequence[int]) -> Plan:
-        """What the settings mean for a network; `SettingsError` where amount or widths do not fit its groups."""
-        s, amount, budget = settings, settings.amount or "", Budget(settings, dense, input_shape)
+    def of(
+        cls, settings: PruneSettings, dense: Network, input_shape: Sequence[int], dense_cost: NetworkCost | None = None
+    ) -> Plan:
+        """What the settings mean for a network; `SettingsError` where amount or widths do not fit its groups. `dense_cost` is
+        that of the network that it came from, where it has been left without blocks.
+        """
+        s, amount, budget = settings, settings.amount or "", Budget(settings, dense, input_shape, dense_cost)
         if amount == ADAPTIVE:
             adaptive = Adaptive(s.pq[0], s.pq[1], s.gamma, s.beta, s.eta, s.scope)
             return cls(adaptive, budget)

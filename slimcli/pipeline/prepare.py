@@ -21,6 +21,7 @@ from slimcli.progress import Progress
 from slimcli.pruning import methods
 from slimcli.pruning.history import NormHistory
 from slimcli.records import JsonDict
+from slimcli.report.formats import plural
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings
 
@@ -67,7 +68,11 @@ def prepare(settings: PruneSettings, progress: Progress | None = None) -> Prepar
     if zeros := sum(int((~mask).sum()) for mask in (state.network.masks or {}).values()):
         notes.append(f"{zeros:,} weights are zero already: they stay so")
     notes += plan.forced(state.network)
-    if plan.budget.met_already(state.network):
+    if left_out := state.network.left_out:
+        notes.append(f"{plural(len(left_out), 'block')} left out whole: {', '.join(left_out)}")
+    elif settings.leave_out is not None:
+        notes.append("no block is left out: none of them saves time for what is lost")
+    if not left_out and plan.budget.met_already(state.network):
         notes.append("the network is within the budget as it is: it is handed over unchanged")
     elif history.epochs == 0 and settings.criterion == "history":
         notes.append(
@@ -78,7 +83,7 @@ def prepare(settings: PruneSettings, progress: Progress | None = None) -> Prepar
 
 def _past(subject: Subject, arch: str) -> Known:
     known = subject.checkpoint
-    return Known(known.first, builder(arch, known.classes, known.input_shape))
+    return Known(known.first, builder(arch, known.classes, known.input_shape, known.left_out))
 
 
 def _teacher(settings: PruneSettings, subject: Subject, run: RunDir | None = None) -> checkpoint.Checkpoint | None:

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from slimcli.measures import Score, value_of
-from slimcli.networks import weights, widths
+from slimcli.networks import blocks, weights, widths
 from slimcli.networks.cost import count
+from slimcli.networks.layers import filters, layers_of
 from slimcli.pruning import surgery
 from slimcli.pruning.history import NormHistory
 from slimcli.pruning.masks import Masks
@@ -34,6 +35,8 @@ class Network:
     removed: dict[str, list[int]] = field(default_factory=dict)
     masks: Masks | None = None
     latency: Timed | None = None
+    left_out: tuple[str, ...] = ()
+    """Blocks that it does without; all filters of their layers are among `removed`."""
     _wirings: dict[str, Wiring] | None = field(default=None, repr=False)
 
     @property
@@ -56,11 +59,24 @@ class Network:
         """The model has lost channels: these are its groups and costs now."""
         self.groups, self.cost, self.latency, self._wirings = groups, cost, None, None
 
-    def narrowed(self, counts: Mapping[str, int], input_shape: Sequence[int]) -> nn.Module:
-        """A copy of the model without the first so many units of each group: as large as without any others of them."""
+    def narrowed(self, counts: Mapping[str, int], input_shape: Sequence[int], left_out: Sequence[str] = ()) -> nn.Module:
+        """A copy of the model without these blocks and the first so many units of each group: as large as without any others."""
         model = copy.deepcopy(self.model)
-        surgery.remove(model, input_shape, {name: tuple(range(gone)) for name, gone in counts.items()})
+        blocks.leave_out(model, left_out)
+        layers = layers_of(model)
+        surgery.remove(model, input_shape, {name: tuple(range(gone)) for name, gone in counts.items() if name in layers})
         return model
+
+    def without(self, names: Sequence[str], input_shape: Sequence[int], linear: bool) -> Network:
+        """The network without these blocks, its groups found anew: they are others, and unverified."""
+        model, history, before = copy.deepcopy(self.model), copy.deepcopy(self.history), layers_of(self.model)
+        blocks.leave_out(model, names)
+        gone = [name for name in before if name not in layers_of(model)]
+        for name in gone:
+            history.layers.pop(name, None)
+        removed = {name: list(range(filters(before[name]))) for name in gone}
+        groups = surgery.find_groups(model, input_shape, linear)
+        return Network(model, history, groups, count(model, input_shape), removed, left_out=tuple(names))
 
     def structure(self) -> str:
         """The shape of every tensor: what all processes of a run must agree on."""
@@ -75,6 +91,7 @@ class Network:
             "removed": copy.deepcopy(self.removed),
             "masks": None if self.masks is None else {name: mask.cpu() for name, mask in self.masks.items()},
             "latency": asdict(self.latency) if self.latency else None,
+            "left_out": list(self.left_out),
         }
 
     @classmethod
@@ -82,6 +99,8 @@ class Network:
         """The network that `content` describes: a copy of the dense one, its layers made as wide as the tensors say."""
         reference = next(dense.parameters())
         model = copy.deepcopy(dense).cpu()
+        left_out = tuple(content.get("left_out", ()))  # a state of an older version has none
+        blocks.leave_out(model, left_out)
         widths.take(model, content["state_dict"])
         weights.restore(model, content["state_dict"])
         trainable = {name: parameter.requires_grad for name, parameter in dense.named_parameters()}
@@ -102,6 +121,7 @@ class Network:
             copy.deepcopy(dict(content["removed"])),
             None if masks is None else {name: mask.to(reference.device) for name, mask in masks.items()},
             Timed(**latency) if latency else None,
+            left_out,
         )
 
 

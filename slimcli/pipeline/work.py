@@ -67,7 +67,7 @@ class Work:
     @property
     def retrains(self) -> bool:
         """Whether there is a last retraining: something was removed, or nothing was to be."""
-        return bool(self.kept_iterations) or self.settings.iterations == 0
+        return bool(self.kept_iterations or self.state.kept.left_out) or self.settings.iterations == 0
 
     @property
     def dense_score(self) -> Score:

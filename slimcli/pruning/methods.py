@@ -111,6 +111,10 @@ def resolve(settings: PruneSettings) -> PruneSettings:
     others = [f"--{name}" for name in ("macs", "params", "widths") if getattr(settings, name)]
     if settings.latency is not None and others:
         raise SettingsError(f"--latency and {others[0]} both say how narrow the network becomes", "give one of the two")
+    if settings.leave_out == (AUTO,) and settings.latency is None:
+        raise SettingsError(
+            "--leave-out auto goes by the time that blocks take, and there is no --latency", "add --latency, or name the blocks"
+        )
     from_budget = settings.macs is not None or settings.params is not None or settings.latency is not None
     rounds = from_budget and settings.widths is None and settings.method != "hbfp-paper"
     stop = settings.stop or method.stop
@@ -135,6 +139,11 @@ def resolve(settings: PruneSettings) -> PruneSettings:
         flow_samples=settings.flow_samples if settings.flow_samples is not None else _SAMPLES.get(stop),
     )
     _check_granularity(resolved)
+    if resolved.leave_out and resolved.stop in FLOW_STOPS:
+        raise SettingsError(
+            f"--stop {resolved.stop} compares flows between layers that --leave-out takes away",
+            "use --stop flow, accuracy, plateau or epochs",
+        )
     return resolved
 
 
@@ -185,6 +194,8 @@ def _check_granularity(settings: PruneSettings) -> None:
             raise SettingsError(
                 f"{flag} chooses groups of filters, and --granularity weight masks all layers", "use --granularity filter"
             )
+    if settings.leave_out:
+        raise SettingsError("--leave-out takes layers away, and --granularity weight masks weights", "use --granularity filter")
     for flag in ("--macs", "--params", "--latency", "--widths"):
         if getattr(settings, flag.strip("-")) is not None:
             raise SettingsError(

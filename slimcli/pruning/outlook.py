@@ -5,7 +5,7 @@ In MACs and parameters exactly; in time as the sum of what its layers take by th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from itertools import accumulate
 
@@ -67,9 +67,10 @@ class TimeOutlook:
         self._channels, self._shapes, self._time_of = _Channels(wirings), shapes, time_of
         self._scale = milliseconds / sum(map(time_of, shapes.values()))
 
-    def after(self, counts: Mapping[str, int]) -> float:
-        """What the network takes when the first so many units of each group are gone."""
-        return self._scale * sum(self._time_of(self._narrowed(name, shape, counts)) for name, shape in self._shapes.items())
+    def after(self, counts: Mapping[str, int], without: Container[str] = ()) -> float:
+        """What the network takes when the first so many units of each group are gone, and some layers altogether."""
+        left = ((name, shape) for name, shape in self._shapes.items() if name not in without)
+        return self._scale * sum(self._time_of(self._narrowed(name, shape, counts)) for name, shape in left)
 
     def _narrowed(self, name: str, shape: LayerShape, counts: Mapping[str, int]) -> LayerShape:
         outputs = shape.outputs - self._channels.outputs_gone(name, counts)

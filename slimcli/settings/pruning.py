@@ -23,7 +23,7 @@ SCOPES = ("layer", "global")
 FLOW_FORMS = ("correlation", "raw")
 FLOW_DISTANCES = ("relative", "absolute", "cosine")
 AUTO = "auto"
-"""Widths in multiples that this machine runs fast."""
+"""Widths in multiples that this machine runs fast; blocks left out where that saves most time."""
 FINALS = ("finetune", "rewind", "fresh", "auto")
 
 
@@ -42,6 +42,7 @@ class PruneSettings(DataSettings, FitSettings):
     latency: str | float | None = None
     widths: tuple[int, ...] | None = None
     round_to: int | str | tuple[int, ...] | None = None
+    leave_out: tuple[str, ...] | None = None
     iterations: int | None = None
     max_drop: float = 1.0
     criterion: str | None = None

@@ -1,0 +1,158 @@
+"""Residual blocks, which a network can be left without: what they were given passes in their place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from slimcli.networks.layers import Layer, layers_of
+from slimcli.networks.modes import evaluating, same_random_numbers
+
+
+@dataclass(frozen=True)
+class Block:
+    """A module that adds to what it is given: its conv and linear layers, and the `size` of what passes, without the batch."""
+
+    name: str
+    layers: tuple[str, ...]
+    size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Blocks of one stage, one behind the other; first those that change least of what passes, `changes` says how much."""
+
+    blocks: tuple[Block, ...]
+    changes: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """That of the block that is defined first."""
+        return min(self.blocks, key=lambda block: _natural(block.name)).name
+
+    def without(self, kept: int) -> tuple[Block, ...]:
+        """The blocks that go where so many are kept."""
+        return self.blocks[: len(self.blocks) - kept]
+
+    def lost(self, kept: int) -> float:
+        """What goes with them: their layers, each for the share that its block changes of what passes, and all for the share of
+        the chain that is gone.
+        """
+        gone = zip(self.without(kept), self.changes, strict=False)
+        return (1 - kept / len(self.blocks)) * sum(len(block.layers) * change for block, change in gone)
+
+
+@torch.no_grad()
+def residual_blocks(model: nn.Module, input_shape: Sequence[int]) -> tuple[Block, ...]:
+    """The blocks that the network can do without, in definition order.
+
+    A block is one where it hands on exactly what it was given when all its parameters are zero (`relu(x + f(x))` behind another
+    ReLU, `x + f(x)`), and the network without all such blocks computes what it computes with their parameters at zero. Of
+    modules inside each other the innermost one is.
+    """
+    reference = next(model.parameters())
+    probe = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(reference)
+    names = dict(model.named_modules())
+    candidates = {name: module for name, module in names.items() if name and _holds_layers(module)}
+    found: dict[str, Block] = {}
+    with evaluating(model), same_random_numbers(model):
+        for name, (given, gave) in _passed(model, candidates, probe).items():
+            inside = any(other.startswith(f"{name}.") for other in found)
+            if not inside and given.shape == gave.shape and torch.equal(_silenced(candidates[name])(given.clone()), given):
+                own = tuple(f"{name}.{layer}" for layer in layers_of(candidates[name]))
+                found[name] = Block(name, own, tuple(given.shape[1:]))
+        zeroed, without = copy.deepcopy(model), copy.deepcopy(model)
+        for name in found:
+            _zero(zeroed.get_submodule(name))
+        leave_out(without, found)
+        if found and not torch.equal(_first(zeroed(probe)), _first(without(probe))):
+            return ()
+    return tuple(found[name] for name in names if name in found)
+
+
+def chains_of(blocks: Iterable[Block], changes: dict[str, float]) -> tuple[Chain, ...]:
+    """Blocks with the same parent and the same size of what passes, as chains; `changes` say what each changes of it."""
+    together: dict[tuple[str, tuple[int, ...]], list[Block]] = {}
+    for block in blocks:
+        together.setdefault((block.name.rpartition(".")[0], block.size), []).append(block)
+    chains = []
+    for each in together.values():
+        ordered = sorted(each, key=lambda block: changes[block.name])
+        chains.append(Chain(tuple(ordered), tuple(changes[block.name] for block in ordered)))
+    return tuple(chains)
+
+
+@torch.no_grad()
+def changes(model: nn.Module, blocks: Iterable[Block], images: Tensor) -> dict[str, float]:
+    """How much each block changes of what passes: `||block(x) - x|| / ||x||` over all images together."""
+    modules = {block.name: model.get_submodule(block.name) for block in blocks}
+    with evaluating(model):
+        passed = _passed(model, modules, images)
+    return {name: float((gave - given).norm() / given.norm()) for name, (given, gave) in passed.items()}
+
+
+def leave_out(model: nn.Module, names: Iterable[str]) -> None:
+    """Let what the blocks of these names are given pass in their place; in place."""
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, nn.Identity())
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    return not isinstance(module, Layer) and bool(layers_of(module))
+
+
+def _passed(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """What each module was given and gave, of those that are called once with a tensor and give one; the innermost first."""
+    given: dict[str, list[Tensor | None]] = {name: [] for name in modules}
+    gave: dict[str, Tensor | None] = {}
+
+    def before(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+            given[name].append(args[0].clone() if alone else None)
+
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            gave[name] = output.clone() if isinstance(output, Tensor) else None
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(before(name), with_kwargs=True) for name, module in modules.items()]
+    hooks += [module.register_forward_hook(after(name)) for name, module in modules.items()]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    once = {name: each[0] for name, each in given.items() if len(each) == 1}
+    return {name: (x, y) for name, y in gave.items() if y is not None and (x := once.get(name)) is not None}
+
+
+def _silenced(block: nn.Module) -> nn.Module:
+    """A copy of the block whose parameters are all zero."""
+    silent = copy.deepcopy(block)
+    _zero(silent)
+    return silent
+
+
+@torch.no_grad()
+def _zero(block: nn.Module) -> None:
+    for parameter in block.parameters():
+        parameter.zero_()
+
+
+def _first(output: Any) -> Tensor:
+    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
+
+def _natural(name: str) -> list[Any]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
