@@ -29,8 +29,8 @@ from slimcli.training.engine import Engine
 @dataclass(frozen=True)
 class Pruned:
     """A slim network and how it was reached; `score` is its accuracy on the test split, `left_out` are the residual blocks that
-    it does without, `groups` those of the dense network without them (with the reason of each that may lose nothing), `removed` the
-    output channels that each of the dense network's layers lost.
+    it does without, `groups` those of the dense network without them (with the reason of each that may lose nothing),
+    `removed` the output channels that each of the dense network's layers lost.
     """
 
     model: nn.Module

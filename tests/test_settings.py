@@ -257,6 +257,7 @@ def test_every_setting_can_be_written_into_a_recipe() -> None:
         "flow_samples": 64,
         "tie_epochs": 1,
         "epochs": 2,
+        "leave_out": ("layer1.1",),
         "include": ("conv*",),
         "exclude": ("conv1",),
     }

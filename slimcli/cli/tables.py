@@ -238,6 +238,8 @@ def anatomy(network: JsonDict) -> list[Table]:
         groups.add_row(in_short(group["layers"]), f"{group['channels']:,}", f"{group['macs'] / network['macs']:.1%}", verdict)
     prunable = [group for group in network["groups"] if group["prunable"]]
     groups.caption = f"{len(prunable)} of {len(network['groups'])} groups can be pruned"
+    if network["blocks"]:
+        groups.caption += f"\nblocks that --leave-out can take: {in_short(network['blocks'])}"
     groups.caption_justify = "left"
     return [layers, groups]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -33,6 +34,10 @@ information, or all of it.
 """
 BATCH = 64
 """Images of which all activations are in memory at a time."""
+_QUANTIZES = ("QuantizeLinear", "DequantizeLinear")
+_ADDED = ("_scale", "_zero_point", "_bias_quantized", "_QuantizeLinear_Output", "_DequantizeLinear_Output")
+"""How the names end of what onnxruntime's quantiser adds, those of weights left aside."""
+_OF_A_WEIGHT = re.compile(r"\.weight_(?!bias)")
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -76,6 +81,7 @@ class Quantizer:
         kept = [node for name in keep_float for node in self._layers[name]]
         quantized = onnx.load_from_string(self._quantized(nodes_to_exclude=[*self._around, *kept]))
         note = f"QDQ, weights per channel, {self._method}, {sum(map(len, self._batches))} images"
+        _shorten(quantized.graph)
         own = {key: json.dumps(value) for key, value in (facts or {}).items()}
         onnx.helper.set_model_props(quantized, self._metadata | own | {"int8": note})
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +156,26 @@ def _around(proto: onnx.ModelProto) -> list[str]:
         for node in proto.graph.node
         if NORMALISATION in node.input or (node.op_type == "Softmax" and outputs & set(node.output))
     ]
+
+
+def _shorten(graph: onnx.GraphProto) -> None:
+    """Take out what no reader needs: shapes in between, which follow, the optional names of what quantises, and long names of its
+    scales, zero points and values. In a network of small layers they are a tenth of the file. Weights keep their names.
+    """
+    del graph.value_info[:]
+    outer = {each.name for each in (*graph.input, *graph.output)}
+    short: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type in _QUANTIZES:
+            node.ClearField("name")
+            for name in (*node.input, *node.output):
+                if name not in outer and name.endswith(_ADDED) and not _OF_A_WEIGHT.search(name):
+                    short.setdefault(name, f"q{len(short)}")
+    for node in graph.node:
+        node.input[:] = [short.get(name, name) for name in node.input]
+        node.output[:] = [short.get(name, name) for name in node.output]
+    for tensor in graph.initializer:
+        tensor.name = short.get(tensor.name, tensor.name)
 
 
 def _first_output(model: bytes, images: np.ndarray) -> np.ndarray:

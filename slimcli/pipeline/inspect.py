@@ -7,6 +7,7 @@ from pathlib import Path
 
 from slimcli.errors import ArchError
 from slimcli.networks import ARCHS, checkpoint, resolve
+from slimcli.networks.blocks import residual_blocks
 from slimcli.networks.cost import count
 from slimcli.networks.resolve import Shape
 from slimcli.pruning import surgery
@@ -22,7 +23,10 @@ def inspect(
     input_shape: Shape | None = None,
     classes: int | None = None,
 ) -> JsonDict:
-    """Layers with their costs, and verified channel groups; `model` is a file or the name of a network (for `classes`)."""
+    """Layers with their costs, verified channel groups, and the residual blocks that may be left out.
+
+    `model` is a file or the name of a network (for `classes`).
+    """
     built_in = ARCHS.get(model.partition("(")[0])
     if arch is None and not Path(model).exists() and (built_in or ":" in model):
         name, shape = model, input_shape or (built_in.input_shape if built_in else (3, 224, 224))
@@ -53,4 +57,5 @@ def inspect(
             }
             for group in groups
         ],
+        "blocks": [block.name for block in residual_blocks(network, shape)],
     }

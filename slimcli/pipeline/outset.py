@@ -66,7 +66,7 @@ def start(
     if left_out:
         network = _verified(whole.without(left_out, data.shape, settings.linear), data, settings)
     groups = network.groups
-    if settings.granularity == "filter" and not any(group.prunable for group in groups):
+    if settings.granularity == "filter" and not left_out and not any(group.prunable for group in groups):
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:8])
         raise ArchError(
             f"{settings.arch or 'the network'} has no group of channels that can be pruned ({reasons})",

@@ -71,6 +71,17 @@ def test_the_file_is_called_and_described_as_the_float_one(tmp_path: Path) -> No
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["deep", "float.onnx"]
 
 
+def test_a_file_without_ballast_computes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randn(8, *SHAPE)
+    with Quantizer(exported(Residual().eval(), tmp_path), images) as quantizer:
+        quantizer.write(tmp_path / "int8.onnx")
+        monkeypatch.setattr("slimcli.deploy.int8._shorten", lambda graph: None)
+        quantizer.write(tmp_path / "long.onnx")
+    onnx.checker.check_model(tmp_path / "int8.onnx", full_check=True)
+    assert torch.equal(OnnxNetwork(tmp_path / "int8.onnx")(images), OnnxNetwork(tmp_path / "long.onnx")(images))
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.8 * (tmp_path / "long.onnx").stat().st_size
+
+
 def test_a_layer_that_is_kept_has_its_float_weights(tmp_path: Path) -> None:
     model = Chain().eval()
     with Quantizer(exported(model, tmp_path), torch.randn(8, *SHAPE)) as quantizer:

@@ -141,7 +141,7 @@ def test_a_last_measurement_beyond_the_budget_falls_short(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = PruneSettings(model=str(tiny_checkpoint), **QUICK, latency=0.001)
-    monkeypatch.setattr(Pace, "aim", lambda self, network, budget: {each.name: each.channels // 2 for each in network.prunable})
+    monkeypatch.setattr(Pace, "aim", lambda self, network, *_: {each.name: each.channels // 2 for each in network.prunable})
     monkeypatch.setattr(Pace, "time", lambda self, model: Timed(1e-6, 1.0))
     result = job.run(settings, tmp_path / "run")
     assert result is not None
