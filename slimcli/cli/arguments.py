@@ -14,14 +14,16 @@ from slimcli.settings import AUTO, DataSettings, ExportSettings, Int8Settings, P
 S = TypeVar("S", DataSettings, TrainSettings, PruneSettings, ExportSettings, Int8Settings)
 
 
-def numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
+def numbers(text: str | None, flag: str, kind: type[int] | type[float], example: str = "4,5") -> tuple[Any, ...] | None:
     """`"4,5"` as (4, 5); None stays None. Raises `SettingsError` for anything that is no list of numbers."""
     if text is None:
         return None
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise SettingsError(f"{flag} {text!r} is no list of numbers", f"write them with commas, for example {flag} 4,5") from None
+        raise SettingsError(
+            f"{flag} {text!r} is no list of numbers", f"write them with commas, for example {flag} {example}"
+        ) from None
 
 
 def fraction_of(flag: str) -> Callable[[str], float]:
@@ -38,7 +40,7 @@ def fraction_of(flag: str) -> Callable[[str], float]:
 
 def shape(text: str | None) -> tuple[int, ...] | None:
     """`"3,32,32"` as (3, 32, 32); None stays None."""
-    sides = numbers(text, "--input-shape", int)
+    sides = numbers(text, "--input-shape", int, "3,32,32")
     if sides is None:
         return None
     if not 2 <= len(sides) <= 4 or min(sides) < 1:

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -88,7 +89,7 @@ def _run(arguments: list[str]) -> int:
         result = app(arguments, standalone_mode=False)
     except SlimError as error:
         if "--debug" in arguments and not isinstance(error, PeerError):
-            raise
+            traceback.print_exc()
         return _fail(arguments, type(error).__name__, error.message, error.hint, error.exit_code)
     except typer.TyperException as error:
         return _fail(arguments, "UsageError", _said(error.format_message(), arguments), _usage_hint(error), 2)
@@ -98,12 +99,12 @@ def _run(arguments: list[str]) -> int:
         result = _INTERRUPTED
     except OSError as error:
         if "--debug" in arguments:
-            raise
+            traceback.print_exc()
         code = 1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else 2
         return _fail(arguments, type(error).__name__, str(error), "check the path, its rights and the space on the disk", code)
     except Exception as error:  # our own fault, or the machine's (memory): still one sentence, and the way to the traceback
         if "--debug" in arguments:
-            raise
+            traceback.print_exc()
         first_line = (str(error).splitlines() or [""])[0]
         return _fail(arguments, type(error).__name__, f"failed: {type(error).__name__}: {first_line}", "--debug shows where", 1)
     if result == _INTERRUPTED:  # typer turns Ctrl-C into this code

@@ -120,7 +120,9 @@ def _call(arch: str, builder: Callable[[], Any]) -> nn.Module:
     try:
         network = builder()
     except Exception as error:
-        raise ArchError(f"{arch} cannot be built: {type(error).__name__}: {error}", "--debug shows where") from error
+        lacks = isinstance(error, TypeError) and "required positional argument" in str(error)
+        hint = "give it with --arch-arg NAME=VALUE" if lacks else "--debug shows where"
+        raise ArchError(f"{arch} cannot be built: {type(error).__name__}: {error}", hint) from error
     if not isinstance(network, nn.Module):
         raise ArchError(f"{arch} returned a {type(network).__name__}", "it must return a torch.nn.Module")
     return network

@@ -25,8 +25,9 @@ from slimcli.pipeline.state import Network
 from slimcli.pipeline.subject import Subject
 from slimcli.progress import Progress
 from slimcli.pruning import masks
-from slimcli.records import JsonDict, LayerCost
+from slimcli.records import JsonDict
 from slimcli.report import page
+from slimcli.report.journal import layers_between
 from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings, milliseconds
 from slimcli.training.engine import Engine
@@ -198,7 +199,6 @@ def _sparsity(network: Network) -> JsonDict | None:
 
 def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> JsonDict:
     dense_cost, cost = job.plan.budget.dense_cost, outcome.network.cost
-    layers = {layer.name: layer for layer in cost.layers}
     return {
         "schema": 1,
         "method": job.settings.method,
@@ -222,19 +222,8 @@ def _metrics(job: Prepared, dense: Score, slim: Score, outcome: Outcome) -> Json
         },
         "dead_filters": outcome.dead,
         "sparsity": _sparsity(outcome.network),
-        "layers": [_layer(before, layers.get(before.name)) for before in dense_cost.layers],
+        "layers": layers_between(*([asdict(layer) for layer in each.layers] for each in (dense_cost, cost))),
         "left_out": list(outcome.network.left_out),
         "frozen": frozen(outcome.network),
         "notes": list(job.notes),
-    }
-
-
-def _layer(before: LayerCost, after: LayerCost | None) -> JsonDict:
-    """A layer as it was and as it is; nothing of it is left in a block that was left out."""
-    return {
-        "name": before.name,
-        "type": before.type,
-        "filters": [before.filters, after.filters if after else 0],
-        "macs": [before.macs, after.macs if after else 0],
-        "params": [before.params, after.params if after else 0],
     }

@@ -33,6 +33,8 @@ widths, and differ only where two of them are as near to the budget as the noise
 """
 _MARGIN, _CENTRE = 0.99, 0.98
 """Which share of the budget is used at most (the same widths are timed again later), and which is looked for."""
+_FAR = 10.0
+"""What uses more of the budget is told in times of it."""
 _LEAST = 1e-3
 """The smallest share of the present time that is ever looked for."""
 _ANY_ERROR = 1e9
@@ -111,7 +113,8 @@ class Pace:
                 timed = self.time(network.narrowed(gone(units), self._shape, [block.name for block in left_out(units)]))
                 shares[key] = timed.slim / budget.milliseconds(timed)
                 points.append((foretold(units) / whole, shares[key]))
-                self._say(f"widths that use {shares[key]:.1%} of the budget: {timed.slim:.3g} ms, dense {timed.dense:.3g} ms")
+                used = f"{shares[key]:.1%} of" if shares[key] < _FAR else f"{shares[key]:,.0f} times"
+                self._say(f"widths that use {used} the budget: {timed.slim:.3g} ms, dense {timed.dense:.3g} ms")
             return shares[key] <= _MARGIN
 
         too_slow, fast_enough = 0, None

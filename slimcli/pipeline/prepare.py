@@ -76,7 +76,7 @@ def prepare(settings: PruneSettings, progress: Progress | None = None) -> Prepar
         notes.append("the network is within the budget as it is: it is handed over unchanged")
     elif history.epochs == 0 and settings.criterion == "history":
         notes.append(
-            f"no norm history: {settings.observe_epochs} epochs are observed first (--observe-epochs, or --history FILES)"
+            f"no norm history: {plural(settings.observe_epochs, 'epoch')} observed first (--observe-epochs, or --history FILES)"
         )
     return Prepared(settings, subject, state, plan, origins, tuple(notes), teacher=teacher)
 

@@ -95,7 +95,8 @@ def _pruned(start: JsonDict, events: Sequence[JsonDict]) -> JsonDict:
         "final": (end or {}).get("final") or _trials(events),
         "dead_filters": (end or {}).get("dead_filters", {}),
         "sparsity": (end or {}).get("sparsity"),
-        "layers": _layers(before["layers"], after.get("layers", [])),
+        "layers": layers_between(before["layers"], after.get("layers", [])),
+        "left_out": start.get("left_out", []),
         "frozen": start.get("frozen", []),
         "notes": [*start.get("notes", []), *deployed.get("notes", [])],
         "environment": start.get("environment", {}),
@@ -113,7 +114,7 @@ def _trained(start: JsonDict, events: Sequence[JsonDict]) -> JsonDict:
         "training_macs": end.get("training_macs"),
         "dense": _side(start["dense"] | end, None),
         **{key: end[key] for key in ("held_out",) if key in end},
-        "layers": _layers(start["dense"].get("layers", []), start["dense"].get("layers", [])),
+        "layers": layers_between(start["dense"].get("layers", []), start["dense"].get("layers", [])),
         **({} if end else {"reason": where(events)}),
         "environment": start.get("environment", {}),
     }
@@ -172,8 +173,12 @@ def _held_out(start: JsonDict, iterations: Sequence[JsonDict]) -> JsonDict:
     return {"dense": dense, "slim": {**dense, **now, "loss": None} if kept else dense}
 
 
-def _layers(before: Sequence[JsonDict], after: Sequence[JsonDict]) -> list[JsonDict]:
+def layers_between(before: Sequence[JsonDict], after: Sequence[JsonDict]) -> list[JsonDict]:
+    """Each layer as it was and as it is: of one in a block that was left out nothing is left. Empty where nothing is known."""
+    now = {layer["name"]: layer for layer in after}
     return [
-        {"name": old["name"], "type": old["type"], **{key: [old[key], new[key]] for key in ("filters", "macs", "params")}}
-        for old, new in zip(before, after, strict=False)
+        {key: layer[key] for key in ("name", "type")}
+        | {key: [layer[key], now.get(layer["name"], {}).get(key, 0)] for key in ("filters", "macs", "params")}
+        for layer in before
+        if now
     ]

@@ -276,6 +276,8 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         check=False,
     )
     assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("slim: there is no file nowhere.pt")
+    assert done.returncode == 2
 
 
 def test_doctor_finds_this_environment_sound(slim: Slim) -> None:

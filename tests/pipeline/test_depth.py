@@ -21,6 +21,8 @@ from slimcli.networks.shapes import shapes_of
 from slimcli.pipeline import job
 from slimcli.pipeline.pace import Pace
 from slimcli.records import LayerShape, Timed
+from slimcli.report.journal import rebuild
+from slimcli.rundir import RunDir
 from slimcli.settings import PruneSettings
 from tests.pipeline.test_job import QUICK
 from tests.said import Said
@@ -105,6 +107,9 @@ def test_named_blocks_are_gone_from_all_that_is_handed_over(network: dict[str, A
     assert metrics["slim"]["macs"] == count(slim, SHAPE).macs <= 0.3 * metrics["dense"]["macs"]
     assert not {key for key in saved.history["layers"] if key.startswith("body.1")}  # type: ignore[index]
     assert tomllib.loads((tmp_path / "run/recipe.toml").read_text())["prune"]["leave_out"] == ["body.1", "body.2"]
+    rebuilt = rebuild(RunDir(tmp_path / "run").read_journal())
+    assert rebuilt is not None
+    assert (rebuilt["layers"], rebuilt["left_out"]) == (metrics["layers"], metrics["left_out"])
 
 
 def test_a_slim_network_is_pruned_further(network: dict[str, Any], tmp_path: Path) -> None:
