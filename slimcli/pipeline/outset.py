@@ -55,18 +55,9 @@ def start(
     progress = progress or Progress()
     found = surgery.find_groups(model, data.shape, settings.linear)
     whole = Network(copy.deepcopy(model), history, found, count(model, data.shape))
-    network, units = _verified(whole, data, settings), None
-    if chains := depth.chains(model, data, settings):
-        plan = Plan.of(settings, network, data.shape)
-        units = _units_in_time(model, network, plan, data, settings, progress, chains)
-        left_out = tuple(block.name for chain in chains for block in chain.without(units[chain.name]))
-        units = _by_layer(network, units)
-    else:
-        left_out = depth.named(model, data, settings)
-    if left_out:
-        network = _verified(whole.without(left_out, data.shape, settings.linear), data, settings)
+    network, narrowed = _shortened(whole, data, settings, progress)
     groups = network.groups
-    if settings.granularity == "filter" and not left_out and not any(group.prunable for group in groups):
+    if settings.granularity == "filter" and not network.left_out and not any(group.prunable for group in groups):
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:8])
         raise ArchError(
             f"{settings.arch or 'the network'} has no group of channels that can be pruned ({reasons})",
@@ -90,24 +81,36 @@ def start(
     plan = Plan.of(settings, network, data.shape, whole.cost)
     plan.budget.check_possible(network)
     if settings.latency is not None and processes.is_main():
-        if units is None:
-            units = _units_in_time(model, network, plan, data, settings, progress)
-        else:
+        if narrowed:
             network.latency = Pace(model, data.shape, progress.say).time(network.model)
-            units = {group.name: units[group.layers[0]] for group in network.prunable}
+            units = {group.name: narrowed.get(group.layers[0], group.channels) for group in network.prunable}
+        else:
+            units = _units_in_time(model, network, plan, data, settings, progress)
         state.units = plan.budget.units = units
     return state, plan, Origins(model, groups, data.shape, known, network.left_out)
 
 
-def _verified(network: Network, data: Data, settings: PruneSettings) -> Network:
-    """The network, those of its groups that take part and may lose channels found out."""
-    taking_part = surgery.taking_part(network.groups, settings.include, settings.exclude)
-    return replace(network, groups=verify(network.model, data.shape, taking_part))
+def _shortened(whole: Network, data: Data, settings: PruneSettings, progress: Progress) -> tuple[Network, dict[str, int]]:
+    """The network without what `--leave-out` takes, its groups verified; and what each layer is narrowed to, where blocks were
+    weighed against widths (groups are others, and go by other names, without some layers).
+    """
 
+    def verified(network: Network) -> Network:
+        taking_part = surgery.taking_part(network.groups, settings.include, settings.exclude)
+        return replace(network, groups=verify(network.model, data.shape, taking_part))
 
-def _by_layer(network: Network, units: dict[str, int]) -> dict[str, int]:
-    """What each layer's group is narrowed to: without some layers, groups go by other names."""
-    return {layer: units[group.name] for group in network.prunable for layer in group.layers}
+    def without(left_out: Sequence[str]) -> Network:
+        return verified(whole.without(left_out, data.shape, settings.linear) if left_out else whole)
+
+    chains = depth.chains(whole.model, data, settings)
+    if not chains:
+        return without(depth.named(whole.model, data, settings)), {}
+    network = verified(whole)
+    plan = Plan.of(settings, network, data.shape)
+    units = _units_in_time(whole.model, network, plan, data, settings, progress, chains)
+    narrowed = {layer: units[group.name] for group in network.prunable for layer in group.layers}
+    left_out = [block.name for chain in chains for block in chain.without(units[chain.name])]
+    return without(left_out) if left_out else network, narrowed
 
 
 def _units_in_time(
