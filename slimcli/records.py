@@ -218,7 +218,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Timed:
-    """Milliseconds (p50) of a network and of the dense one, measured in turn."""
+    """Milliseconds of a network and of the dense one, measured in turn: a low percentile of their calls (`pipeline/pace.py`)."""
 
     slim: float
     dense: float
