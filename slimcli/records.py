@@ -218,7 +218,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Timed:
-    """Milliseconds of a network and of the dense one, measured in turn: a low percentile of their calls (`pipeline/pace.py`)."""
+    """Milliseconds (p50) of the dense network, and of another one that was measured in turn with it (`pipeline/pace.py`)."""
 
     slim: float
     dense: float

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from itertools import count, filterfalse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -163,14 +164,18 @@ def _shorten(graph: onnx.GraphProto) -> None:
     scales, zero points and values. In a network of small layers they are a tenth of the file. Weights keep their names.
     """
     del graph.value_info[:]
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return  # what is inside may name any value
     outer = {each.name for each in (*graph.input, *graph.output)}
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {each.name for each in graph.initializer}
+    unused = filterfalse(taken.__contains__, (f"q{number}" for number in count()))
     short: dict[str, str] = {}
     for node in graph.node:
         if node.op_type in _QUANTIZES:
             node.ClearField("name")
             for name in (*node.input, *node.output):
-                if name not in outer and name.endswith(_ADDED) and not _OF_A_WEIGHT.search(name):
-                    short.setdefault(name, f"q{len(short)}")
+                if name not in (*outer, *short) and name.endswith(_ADDED) and not _OF_A_WEIGHT.search(name):
+                    short[name] = next(unused)
     for node in graph.node:
         node.input[:] = [short.get(name, name) for name in node.input]
         node.output[:] = [short.get(name, name) for name in node.output]

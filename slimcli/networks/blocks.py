@@ -14,6 +14,9 @@ from torch.utils._pytree import tree_leaves
 from slimcli.networks.layers import Layer, layers_of
 from slimcli.networks.modes import evaluating, same_random_numbers
 
+_AT_ONCE = 16
+"""Images whose values before and behind all blocks are in memory together."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -64,7 +67,7 @@ def residual_blocks(model: nn.Module, input_shape: Sequence[int]) -> tuple[Block
     with evaluating(model), same_random_numbers(model):
         for name, (given, gave) in _passed(model, candidates, probe).items():
             inside = any(other.startswith(f"{name}.") for other in found)
-            if not inside and given.shape == gave.shape and torch.equal(_silenced(candidates[name])(given.clone()), given):
+            if not inside and not _shared(model, name) and _hands_on(candidates[name], given, gave):
                 own = tuple(f"{name}.{layer}" for layer in layers_of(candidates[name]))
                 found[name] = Block(name, own, tuple(given.shape[1:]))
         if not _without_is_zeroed(model, found, probe):
@@ -88,9 +91,12 @@ def chains_of(blocks: Iterable[Block], changes: dict[str, float]) -> tuple[Chain
 def changes(model: nn.Module, blocks: Iterable[Block], images: Tensor) -> dict[str, float]:
     """How much each block changes of what passes: `||block(x) - x|| / ||x||` over all images together."""
     modules = {block.name: model.get_submodule(block.name) for block in blocks}
+    squares = {name: torch.zeros(2, dtype=torch.float64) for name in modules}
     with evaluating(model):
-        passed = _passed(model, modules, images)
-    return {name: float((gave - given).norm() / given.norm()) for name, (given, gave) in passed.items()}
+        for part in torch.split(images, _AT_ONCE):
+            for name, (given, gave) in _passed(model, modules, part).items():
+                squares[name] += torch.stack([(gave - given).double().square().sum(), given.double().square().sum()]).cpu()
+    return {name: float((changed / passed).sqrt()) if passed > 0 else 0.0 for name, (changed, passed) in squares.items()}
 
 
 def leave_out(model: nn.Module, names: Iterable[str]) -> None:
@@ -145,11 +151,23 @@ def _without_is_zeroed(model: nn.Module, names: Iterable[str], images: Tensor) -
         return False
 
 
-def _silenced(block: nn.Module) -> nn.Module:
-    """A copy of the block whose parameters are all zero."""
-    silent = copy.deepcopy(block)
+def _hands_on(module: nn.Module, given: Tensor, gave: Tensor) -> bool:
+    """Whether the module hands on exactly what it was given (which must be something) when all its parameters are zero."""
+    if given.shape != gave.shape or not given.any():
+        return False
+    silent = copy.deepcopy(module)
     _zero(silent)
-    return silent
+    try:
+        return torch.equal(silent(given.clone()), given)
+    except Exception:  # it cannot compute with zeros
+        return False
+
+
+def _shared(model: nn.Module, name: str) -> bool:
+    """Whether a parameter of the module is used under another name outside it."""
+    own = set(model.get_submodule(name).parameters())
+    everywhere = model.named_parameters(remove_duplicate=False)
+    return any(parameter in own and not key.startswith(f"{name}.") for key, parameter in everywhere)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from slimcli.data.loaders import Data
 from slimcli.errors import SettingsError, suggest
 from slimcli.networks.blocks import Block, Chain, chains_of, changes, residual_blocks
 from slimcli.pipeline.decisions import first_batches
+from slimcli.pruning.methods import ONE_PROCESS
 from slimcli.settings import AUTO, PruneSettings
 
 IMAGES = 512
@@ -19,14 +20,22 @@ IMAGES = 512
 
 
 def named(model: nn.Module, data: Data, settings: PruneSettings) -> tuple[str, ...]:
-    """The blocks that `--leave-out` names; `SettingsError` for a name or pattern that is no block's."""
+    """The blocks that `--leave-out` names; `SettingsError` for a name or pattern that is none's, or excluded."""
     if settings.leave_out in (None, (AUTO,)):
         return ()
-    known = [block.name for block in _found(model, data)]
+    known = _found(model, data)
+    chosen: set[str] = set()
     for pattern in settings.leave_out or ():
-        if not fnmatch.filter(known, pattern):
-            raise SettingsError(f"--leave-out {pattern!r} matches no residual block", suggest(pattern, known))
-    return tuple(name for name in known if any(fnmatch.fnmatch(name, pattern) for pattern in settings.leave_out or ()))
+        matching = [block for block in known if fnmatch.fnmatch(block.name, pattern)]
+        if not matching:
+            raise SettingsError(
+                f"--leave-out {pattern!r} matches no residual block", suggest(pattern, [block.name for block in known])
+            )
+        kept = [block for block in matching if _excluded(block, settings)]
+        if len(kept) == len(matching):
+            raise SettingsError(f"--leave-out {pattern!r} and --exclude are of the same layers", "leave one of the two out")
+        chosen |= {block.name for block in matching if block not in kept}
+    return tuple(block.name for block in known if block.name in chosen)
 
 
 def chains(model: nn.Module, data: Data, settings: PruneSettings) -> tuple[Chain, ...]:
@@ -34,10 +43,8 @@ def chains(model: nn.Module, data: Data, settings: PruneSettings) -> tuple[Chain
     if settings.leave_out != (AUTO,):
         return ()
     if processes.world() > 1:
-        raise SettingsError(
-            "--leave-out auto times networks in one process", "name the blocks that a run with --devices 1 left out"
-        )
-    taking_part = [block for block in _found(model, data) if _takes_part(block, settings)]
+        raise SettingsError(*ONE_PROCESS)
+    taking_part = [block for block in _found(model, data) if _included(block, settings) and not _excluded(block, settings)]
     if not taking_part:
         raise SettingsError("--leave-out auto: no residual block takes part", "see --include and --exclude")
     images = torch.cat([batch[0] for batch in first_batches(data.train, IMAGES)])[:IMAGES]
@@ -54,9 +61,13 @@ def _found(model: nn.Module, data: Data) -> tuple[Block, ...]:
     return found
 
 
-def _takes_part(block: Block, settings: PruneSettings) -> bool:
-    def matches(patterns: tuple[str, ...], layer: str) -> bool:
-        return any(fnmatch.fnmatch(layer, pattern) for pattern in patterns)
+def _excluded(block: Block, settings: PruneSettings) -> bool:
+    return any(_matches(settings.exclude or (), layer) for layer in block.layers)
 
-    excluded = any(matches(settings.exclude or (), layer) for layer in block.layers)
-    return not excluded and (settings.include is None or all(matches(settings.include, layer) for layer in block.layers))
+
+def _included(block: Block, settings: PruneSettings) -> bool:
+    return settings.include is None or all(_matches(settings.include, layer) for layer in block.layers)
+
+
+def _matches(patterns: tuple[str, ...], layer: str) -> bool:
+    return any(fnmatch.fnmatch(layer, pattern) for pattern in patterns)

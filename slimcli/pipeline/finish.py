@@ -47,7 +47,7 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
     settings, subject = job.settings, job.subject
     metrics = _metrics(job, dense_test, slim_test, outcome) | {"environment": environment() | engine.group.describe()}
     measured = {key: value for key, value in metrics["slim"].items() if key != "file_bytes"}
-    first = job.origins.rewound(outcome.network.removed).state_dict() if subject.checkpoint.first else None
+    first = job.origins.rewound(outcome.network).state_dict() if subject.checkpoint.first else None
     checkpoint.save(folder.model, replace(snapshot(subject, outcome.network, measured), first=first))
     _check_reloads(folder.model, job, outcome.network.model)
     _say_what_it_is(outcome, engine.progress)

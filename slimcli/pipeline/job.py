@@ -102,6 +102,7 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
 
 
 _STAGES = {
+    "shorten": "leaving out blocks",
     "observe": "observing the norm history",
     "choose": "choosing filters",
     "tie": "pulling pairs together",
@@ -120,7 +121,9 @@ def _where(state: State) -> str:
     """Where a saved state stands, in words."""
     epochs = f", {state.fit.epochs} epoch(s) of it done" if state.fit else ""
     iteration = (
-        f"iteration {len(state.iterations) + 1}, " if state.stage in ("choose", "tie", "operate", "retrain", "judge") else ""
+        f"iteration {len(state.iterations) + 1}, "
+        if state.stage in ("shorten", "choose", "tie", "operate", "retrain", "judge")
+        else ""
     )
     return f"{iteration}{_STAGES[state.stage]}{epochs}"
 

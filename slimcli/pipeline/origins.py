@@ -51,39 +51,41 @@ class Origins:
         network = copy.deepcopy(found)
         if name == "finetune":
             return network
-        model = self.rewound(found.removed) if name == "rewind" else self._fresh(found.model, settings.seed, number)
+        model = self.rewound(found) if name == "rewind" else self._fresh(found, settings.seed, number)
         return _with_weights_of(model, network, settings.norm)
 
     def back_to_dense(self, found: Network, settings: PruneSettings) -> Network:
         """The network `found` with its survivors' weights of the dense network. Its history begins anew with them."""
-        return _with_weights_of(self.without(self.dense, found.removed), copy.deepcopy(found), settings.norm)
+        return _with_weights_of(
+            self._cut(copy.deepcopy(self.dense), found.removed, found.left_out), copy.deepcopy(found), settings.norm
+        )
 
-    def rewound(self, removed: Mapping[str, Sequence[int]]) -> nn.Module:
-        """The dense network at its first weights, without the removed filters."""
+    def rewound(self, found: Network) -> nn.Module:
+        """The dense network at its first weights, without the filters and blocks that `found` does without."""
         model = copy.deepcopy(self.dense)
         if self.known.first is not None:
             weights.restore(model, self.known.first)
-        return self._cut(model, removed)
+        return self._cut(model, found.removed, found.left_out)
 
     def without(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> nn.Module:
         """A network of the dense one's shape without the filters that were removed: a copy, in eval mode."""
         return self._cut(copy.deepcopy(model), removed)
 
-    def _cut(self, model: nn.Module, removed: Mapping[str, Sequence[int]]) -> nn.Module:
-        blocks.leave_out(model, self.left_out)
+    def _cut(self, model: nn.Module, removed: Mapping[str, Sequence[int]], left_out: Sequence[str] = ()) -> nn.Module:
+        blocks.leave_out(model, left_out)
         surgery.remove(model, self.input_shape, _units(self.groups, removed))
         return model.eval()
 
-    def _fresh(self, slim: nn.Module, seed: int, number: int) -> nn.Module:
+    def _fresh(self, found: Network, seed: int, number: int) -> nn.Module:
         assert self.known.build is not None
         seed_everything(seed, NEW_WEIGHTS + number)
         model = self.known.build()
-        blocks.leave_out(model, self.left_out)
-        widths.fresh(model, slim.state_dict())
-        trainable = {name: parameter.requires_grad for name, parameter in slim.named_parameters()}
+        blocks.leave_out(model, found.left_out)
+        widths.fresh(model, found.model.state_dict())
+        trainable = {name: parameter.requires_grad for name, parameter in found.model.named_parameters()}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
-        return model.to(next(slim.parameters()).device).eval()
+        return model.to(next(found.model.parameters()).device).eval()
 
 
 def _with_weights_of(model: nn.Module, network: Network, norm: str) -> Network:

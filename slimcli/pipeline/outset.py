@@ -21,7 +21,7 @@ from slimcli.pipeline.decisions import found_again
 from slimcli.pipeline.origins import UNKNOWN, Known, Origins
 from slimcli.pipeline.pace import Pace
 from slimcli.pipeline.plan import Plan
-from slimcli.pipeline.state import Network, State
+from slimcli.pipeline.state import Network, State, units_of_others
 from slimcli.progress import Progress
 from slimcli.pruning import masks, surgery
 from slimcli.pruning.dataflow import consecutive
@@ -55,7 +55,7 @@ def start(
     progress = progress or Progress()
     found = surgery.find_groups(model, data.shape, settings.linear)
     whole = Network(copy.deepcopy(model), history, found, count(model, data.shape))
-    network, narrowed = _shortened(whole, data, settings, progress)
+    network, units = _shortened(whole, data, settings, progress)
     groups = network.groups
     if settings.granularity == "filter" and not network.left_out and not any(group.prunable for group in groups):
         reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups[:8])
@@ -77,26 +77,29 @@ def start(
                     "remove the parametrization first, or use --granularity filter",
                 )
         network.masks = masks.of(network.model)
-    state = State(network, network, torch.Generator().manual_seed(settings.seed).get_state())
+    draws = torch.Generator().manual_seed(settings.seed).get_state()
+    state = State(network, network, draws)
+    if network.left_out:
+        state = State(network, whole, draws, stage="shorten")
     plan = Plan.of(settings, network, data.shape, whole.cost)
     plan.budget.check_possible(network)
     if settings.latency is not None and processes.is_main():
-        if narrowed:
-            network.latency = Pace(model, data.shape, progress.say).time(network.model)
-            units = {group.name: narrowed.get(group.layers[0], group.channels) for group in network.prunable}
-        else:
+        if units is None:
             units = _units_in_time(model, network, plan, data, settings, progress)
+        elif network.left_out:
+            network.latency = Pace(model, data.shape, progress.say).time(network.model)
         state.units = plan.budget.units = units
     return state, plan, Origins(model, groups, data.shape, known, network.left_out)
 
 
-def _shortened(whole: Network, data: Data, settings: PruneSettings, progress: Progress) -> tuple[Network, dict[str, int]]:
-    """The network without what `--leave-out` takes, its groups verified; and what each layer is narrowed to, where blocks were
-    weighed against widths (groups are others, and go by other names, without some layers).
+def _shortened(whole: Network, data: Data, settings: PruneSettings, progress: Progress) -> tuple[Network, dict[str, int] | None]:
+    """The network without what `--leave-out` takes, its groups verified; and what each is narrowed to, where blocks were weighed
+    against widths.
     """
+    layers = [layer for group in whole.groups for layer in group.layers]
 
     def verified(network: Network) -> Network:
-        taking_part = surgery.taking_part(network.groups, settings.include, settings.exclude)
+        taking_part = surgery.taking_part(network.groups, settings.include, settings.exclude, layers)
         return replace(network, groups=verify(network.model, data.shape, taking_part))
 
     def without(left_out: Sequence[str]) -> Network:
@@ -104,13 +107,15 @@ def _shortened(whole: Network, data: Data, settings: PruneSettings, progress: Pr
 
     chains = depth.chains(whole.model, data, settings)
     if not chains:
-        return without(depth.named(whole.model, data, settings)), {}
+        return without(depth.named(whole.model, data, settings)), None
     network = verified(whole)
     plan = Plan.of(settings, network, data.shape)
     units = _units_in_time(whole.model, network, plan, data, settings, progress, chains)
-    narrowed = {layer: units[group.name] for group in network.prunable for layer in group.layers}
     left_out = [block.name for chain in chains for block in chain.without(units[chain.name])]
-    return without(left_out) if left_out else network, narrowed
+    if not left_out:
+        return network, {group.name: units[group.name] for group in network.prunable}
+    shorter = without(left_out)
+    return shorter, units_of_others(units, network.prunable, shorter.prunable)
 
 
 def _units_in_time(
@@ -163,7 +168,8 @@ def go_on(
     """What `start` gave, as it stood when the state was saved; `model` is the dense network. Nothing is verified again."""
     state = State.from_content(content, model, data.shape)
     whole = Network(model, state.kept.history, (), count(model, data.shape))
-    dense = whole.without(state.kept.left_out, data.shape, settings.linear)
-    groups = dense.groups = found_again(state.kept.groups, dense.groups)
+    present = state.network if state.network.left_out else state.kept
+    dense = whole.without(present.left_out, data.shape, settings.linear)
+    groups = dense.groups = found_again(present.groups, dense.groups)
     plan = Plan.of(settings, dense, data.shape, whole.cost)
-    return state, plan, Origins(model, groups, data.shape, known, state.kept.left_out)
+    return state, plan, Origins(model, groups, data.shape, known, dense.left_out)

@@ -27,8 +27,8 @@ from slimcli.records import Timed
 _SECONDS, _FEWEST, _MOST = 3.0, 50, 300
 """For how long a network is timed, and in how many calls."""
 _QUANTILE = 10
-"""Which percentile of its calls is a network's time: on a busy machine half of a slow network's calls are interrupted, and fewer of
-a fast one's, so that a ratio of medians says more of the machine than of the two.
+"""Which percentile of their calls two networks are compared by: on a busy machine most of a slow network's calls are interrupted,
+and few of a fast one's, so that a ratio of medians says more of the machine than of the two.
 """
 _TRIALS = 8
 """How many widths are tried."""
@@ -64,9 +64,10 @@ class Pace:
         if not self._runs:
             once = sum(latency.p50 for _, latency in bench(paths, runs=20).latencies)
             self._runs = min(_MOST, max(_FEWEST, round(1000 * _SECONDS / once)))
-        samples = bench(paths, runs=self._runs).samples
-        dense, slim = (float(np.percentile(samples[:, :, model], _QUANTILE)) for model in (0, 1))
-        return Timed(slim, dense)
+        result = bench(paths, runs=self._runs)
+        dense, slim = (float(np.percentile(result.samples[:, :, model], _QUANTILE)) for model in (0, 1))
+        (_, usual), _ = result.latencies
+        return Timed(usual.p50 * slim / dense, usual.p50)
 
     def aim(self, network: Network, budget: Budget, chains: Sequence[Chain] = ()) -> dict[str, int] | None:
         """Units of each group, and blocks of each chain, that keep the timed network within the budget; None where not even the

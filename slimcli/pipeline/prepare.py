@@ -68,13 +68,15 @@ def prepare(settings: PruneSettings, progress: Progress | None = None) -> Prepar
     if zeros := sum(int((~mask).sum()) for mask in (state.network.masks or {}).values()):
         notes.append(f"{zeros:,} weights are zero already: they stay so")
     notes += plan.forced(state.network)
-    if left_out := state.network.left_out:
+    left_out, met = state.network.left_out, plan.budget.met_already(state.network)
+    if left_out:
         notes.append(f"{plural(len(left_out), 'block')} left out whole: {', '.join(left_out)}")
+    elif met:
+        notes.append("the network is within the budget as it is: it is handed over unchanged")
     elif settings.leave_out is not None:
         notes.append("no block is left out: none of them saves time for what is lost")
-    if not left_out and plan.budget.met_already(state.network):
-        notes.append("the network is within the budget as it is: it is handed over unchanged")
-    elif history.epochs == 0 and settings.criterion == "history":
+    retrained_before = bool(left_out and settings.epochs)
+    if not met and not retrained_before and history.epochs == 0 and settings.criterion == "history":
         notes.append(
             f"no norm history: {plural(settings.observe_epochs, 'epoch')} observed first (--observe-epochs, or --history FILES)"
         )

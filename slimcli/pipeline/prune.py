@@ -65,6 +65,7 @@ class Loop:
             )
         turn, last = Turn(self.work), self.last
         stages = {
+            "shorten": turn.shorten,
             "observe": turn.observe,
             "choose": turn.choose,
             "tie": turn.tie,
@@ -134,7 +135,7 @@ class Loop:
             tuple(state.iterations),
             tuple(state.trials),
             self._dead(),
-            self.work.plan.budget.satisfied(state.network, self.work.kept_iterations),
+            self.work.plan.budget.satisfied(state.network, self.work.turns(self.work.kept_iterations)),
             state.epochs,
             state.training_macs,
             self.work.dense_score,

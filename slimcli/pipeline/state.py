@@ -61,10 +61,13 @@ class Network:
 
     def narrowed(self, counts: Mapping[str, int], input_shape: Sequence[int], left_out: Sequence[str] = ()) -> nn.Module:
         """A copy of the model without these blocks and the first so many units of each group: as large as without any others."""
+        if left_out:
+            shorter = self.without(left_out, input_shape, linear=True)
+            kept = {group.name: group.channels - counts.get(group.name, 0) for group in self.groups}
+            units = units_of_others(kept, self.groups, shorter.groups)
+            return shorter.narrowed({group.name: group.channels - units[group.name] for group in shorter.groups}, input_shape)
         model = copy.deepcopy(self.model)
-        blocks.leave_out(model, left_out)
-        layers = layers_of(model)
-        surgery.remove(model, input_shape, {name: tuple(range(gone)) for name, gone in counts.items() if name in layers})
+        surgery.remove(model, input_shape, {name: tuple(range(gone)) for name, gone in counts.items()})
         return model
 
     def without(self, names: Sequence[str], input_shape: Sequence[int], linear: bool) -> Network:
@@ -123,6 +126,12 @@ class Network:
             Timed(**latency) if latency else None,
             left_out,
         )
+
+
+def units_of_others(units: Mapping[str, int], groups: Sequence[ChannelGroup], others: Sequence[ChannelGroup]) -> dict[str, int]:
+    """What other groups of the same layers keep: as many channels, or the next more. All where nothing is known of them."""
+    channels = {layer: units[group.name] * group.per_unit for group in groups for layer in group.layers}
+    return {other.name: min(other.channels, -(-channels.get(other.layers[0], other.width) // other.per_unit)) for other in others}
 
 
 @dataclass

@@ -17,7 +17,7 @@ from slimcli.data.sources import open_data
 from slimcli.environment import environment
 from slimcli.errors import CheckpointError, DivergedError
 from slimcli.measures import Score, side_of
-from slimcli.networks import checkpoint, resolve, weights, widths
+from slimcli.networks import blocks, checkpoint, resolve, weights, widths
 from slimcli.networks.checkpoint import Checkpoint
 from slimcli.networks.cost import count
 from slimcli.networks.layers import check_weights
@@ -98,15 +98,15 @@ def _resolved(settings: TrainSettings, job: _Job) -> TrainSettings:
     )
 
 
-def _shape_of(path: str, arch: str) -> dict[str, Tensor]:
-    """The state dict of the slim network in a checkpoint, which must be of that arch."""
+def _shape_of(path: str, arch: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state dict of the slim network in a checkpoint, which must be of that arch, and the blocks that it does without."""
     like = checkpoint.load(path, arch if resolve.is_foreign(arch) else None)
     if resolve.parse(like.arch) != resolve.parse(arch):
         raise CheckpointError(
             f"--like {path} is a {like.arch}, not a {arch}", f"train that: slim train {shlex.quote(like.arch)} --like {path}"
         )
     like.build()
-    return like.state_dict
+    return like.state_dict, like.left_out
 
 
 class _Job:
@@ -122,8 +122,12 @@ class _Job:
             seed_everything(settings.seed, NEW_WEIGHTS)  # not what the dense network of this seed began with, cut
         self.model = resolve.build(settings.arch, self.data.classes, self.data.shape)
         check_weights(self.model)  # rather than when it is to be pruned
+        self.left_out: tuple[str, ...] = ()
         if settings.like is not None:  # a run that goes on knows its shape: that file may be gone
-            widths.fresh(self.model, content["state_dict"] if content else _shape_of(settings.like, settings.arch))
+            known = (content["state_dict"], tuple(content.get("left_out", ()))) if content else None
+            shape, self.left_out = known or _shape_of(settings.like, settings.arch)
+            blocks.leave_out(self.model, self.left_out)
+            widths.fresh(self.model, shape)
         self.model.to(self.engine.device)
         check_takes(self.model, self.data, settings.arch)
         self.history = NormHistory(self.model, settings.norm)
@@ -215,6 +219,7 @@ class _Job:
             mean=self.data.mean,
             std=self.data.std,
             data=self.data.spec,
+            left_out=self.left_out,
             history=self.history.state_dict(),
             metrics=metrics,
         )

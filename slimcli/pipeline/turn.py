@@ -38,6 +38,12 @@ class Turn:
     def __init__(self, work: Work) -> None:
         self.work = work
 
+    def shorten(self) -> str:
+        """Measure what leaving out whole blocks alone cost. What follows is the same as after any other removal."""
+        self.work.since, self.work.state.seconds = time.perf_counter(), 0.0
+        self.work.state.allotted = self.work.settings.epochs or 0  # flows of other layers cannot be compared
+        return self._operated(None, left_out=list(self.work.state.network.left_out), removed={}, examples=[])
+
     def observe(self) -> str:
         """Record a norm history where there is none, and something is to be chosen by it."""
         network = self.work.state.network
@@ -57,7 +63,7 @@ class Turn:
         if self.work.settings.latency is not None:
             self._aim()
         counts = self.work.plan.counts(state.kept)
-        done = len(state.iterations)
+        done = self.work.turns(len(state.iterations))
         if self.work.plan.budget.met(state.kept, done) or not any(counts.values()):
             state.reason = self.work.plan.ending(state.kept, done)
             return self.work.saved(self._after_the_loop)
@@ -81,7 +87,7 @@ class Turn:
         """The widths that are to keep within a latency: those of the last time, or narrower ones where they turned out slower."""
         state, budget, group = self.work.state, self.work.plan.budget, self.work.engine.group
         state.kept.latency, budget.units = group.broadcast((state.kept.latency, state.units))
-        iterations = len(state.iterations)
+        iterations = self.work.turns(len(state.iterations))
         if not budget.met(state.kept, iterations) and budget.narrow_enough(state.kept):
             found = self.work.pace.aim(state.kept, budget) if processes.is_main() else None
             least = {each.name: each.least for each in state.kept.prunable}
@@ -226,7 +232,7 @@ class Turn:
         state.looks, state.unretrained = [], None
         if step.kept:
             state.kept = network
-            return self.work.saved("choose")
+            return self.work.saved("observe" if network.left_out and step.index == 1 else "choose")
         state.network = state.kept
         state.reason = (
             f"iteration {step.index} lost more than the allowed {self.work.settings.max_drop:g} {self.work.measure.allowance}"

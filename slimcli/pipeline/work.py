@@ -64,10 +64,14 @@ class Work:
         """How many iterations were within the allowed drop."""
         return sum(step.kept for step in self.state.iterations)
 
+    def turns(self, iterations: int) -> int:
+        """How many of the iterations were turns of the loop; where blocks were left out, the first was not."""
+        return iterations - bool(self.origins.left_out and iterations)
+
     @property
     def retrains(self) -> bool:
         """Whether there is a last retraining: something was removed, or nothing was to be."""
-        return bool(self.kept_iterations or self.state.kept.left_out) or self.settings.iterations == 0
+        return bool(self.kept_iterations) or self.settings.iterations == 0
 
     @property
     def dense_score(self) -> Score:

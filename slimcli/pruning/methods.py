@@ -82,6 +82,8 @@ _PAIRING = ("history", "random-pairs", "cfp")
 EPOCHS, MOST_EPOCHS = 3, 20
 """Of retraining after each removal: where their number is the rule, and where another rule may end it sooner."""
 
+ONE_PROCESS = "--leave-out auto times networks in one process", "name the blocks that a run with --devices 1 left out"
+"""What is told of it, and the way out, where there are several."""
 _SAMPLES = {"if": FLOW_SAMPLES, "flow": FLOW_SAMPLES, "gf": GRADIENT_SAMPLES}
 
 
@@ -111,16 +113,15 @@ def resolve(settings: PruneSettings) -> PruneSettings:
     others = [f"--{name}" for name in ("macs", "params", "widths") if getattr(settings, name)]
     if settings.latency is not None and others:
         raise SettingsError(f"--latency and {others[0]} both say how narrow the network becomes", "give one of the two")
-    if settings.leave_out == (AUTO,) and settings.latency is None:
-        raise SettingsError(
-            "--leave-out auto goes by the time that blocks take, and there is no --latency", "add --latency, or name the blocks"
-        )
+    if settings.leave_out == (AUTO,):
+        _check_auto(settings)
     from_budget = settings.macs is not None or settings.params is not None or settings.latency is not None
     rounds = from_budget and settings.widths is None and settings.method != "hbfp-paper"
     stop = settings.stop or method.stop
     distill = settings.distill
     if distill is None:  # where nothing is removed, the dense network could only teach itself
-        distill = method.distill and (settings.iterations != 0 or settings.teacher is not None)
+        removes = settings.iterations != 0 or settings.leave_out is not None
+        distill = method.distill and (removes or settings.teacher is not None)
     if settings.teacher is not None and not distill:
         raise SettingsError(f"--teacher goes with --distill, which {settings.method} leaves out", "add --distill")
     resolved = replace(
@@ -179,6 +180,21 @@ def without_effect(settings: PruneSettings) -> list[str]:
         for name, used, use in uses
         if getattr(s, name) != defaults[name] and not used
     ]
+
+
+def _check_auto(settings: PruneSettings) -> None:
+    """Raise `SettingsError` for what does not go with `--leave-out auto`."""
+    if settings.latency is None:
+        raise SettingsError(
+            "--leave-out auto goes by the time that blocks take, and there is no --latency", "add --latency, or name the blocks"
+        )
+    if settings.devices > 1:
+        raise SettingsError(*ONE_PROCESS)
+    for flag, numbers in (("--round-to", len(settings.multiples)), ("--amount", len((settings.amount or "").split(",")))):
+        if numbers > 1:
+            raise SettingsError(
+                f"{flag} has {numbers} numbers, and which groups there will be follows from --leave-out auto", "give one number"
+            )
 
 
 def _check_granularity(settings: PruneSettings) -> None:

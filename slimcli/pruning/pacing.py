@@ -47,8 +47,8 @@ def widths_in_time(
         return short[name].lost(kept) if name in short else layers[name] * (1 - kept / dense[name]) ** 2
 
     def worth(now: float, name: str, narrower: int) -> float:
-        saved = now - time_of({**units, name: narrower})
-        return saved / (lost(name, narrower) - lost(name, units[name]))
+        saved, dearer = now - time_of({**units, name: narrower}), lost(name, narrower) - lost(name, units[name])
+        return saved / dearer if dearer > 0 else saved * math.inf if saved else 0.0
 
     while (now := time_of(units)) > limit:
         steps = [(name, each) for name in units for each in choices[name] if each < units[name]]

@@ -94,14 +94,17 @@ def _members(name: str, own: Sequence[int], of_units: Sequence[int], units: int)
 
 
 def taking_part(
-    groups: Sequence[ChannelGroup], include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+    groups: Sequence[ChannelGroup],
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    known: Sequence[str] = (),
 ) -> tuple[ChannelGroup, ...]:
     """The same groups, those frozen of which no layer matches a pattern of `include` (like `layer1.*`; None: all do), or any
     matches one of `exclude`.
 
-    Raises `SettingsError` for a pattern that no layer matches.
+    Raises `SettingsError` for a pattern that no layer matches, nor any of those `known` beside the groups'.
     """
-    layers = [member.layer for group in groups for member in group.members]
+    layers = [*(member.layer for group in groups for member in group.members), *known]
     for flag, patterns in (("--include", include), ("--exclude", exclude)):
         for pattern in patterns or ():
             if not fnmatch.filter(layers, pattern):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slimcli.errors import SettingsError
@@ -101,6 +102,8 @@ class PruneSettings(DataSettings, FitSettings):
             at_least("--widths", width, 1)
         if self.round_to is not None:
             _check_multiples(self.round_to)
+        if self.leave_out is not None:
+            object.__setattr__(self, "leave_out", _names(self.leave_out))
         within("--max-drop", self.max_drop, 0.0, 10_000.0)  # of another score than top-1, percent: an error may grow tenfold
         within("--lambda", self.lambda_, 0.0, math.inf)
         one_of("--norm", self.norm, NORMS)
@@ -158,6 +161,16 @@ def _check_multiples(round_to: int | str | tuple[int, ...]) -> None:
         raise SettingsError("--round-to names no multiple", "give a number, one per group (4,8), or auto")
     for multiple in () if isinstance(round_to, str) else (round_to,) if isinstance(round_to, int) else round_to:
         at_least("--round-to", multiple, 1)
+
+
+def _names(blocks: str | Sequence[str]) -> tuple[str, ...] | None:
+    """`--leave-out` as a tuple, a single name too; None for none at all."""
+    names = (blocks,) if isinstance(blocks, str) else tuple(blocks)
+    if AUTO in names and len(names) > 1:
+        raise SettingsError(
+            "--leave-out auto chooses the blocks itself, and others are named beside it", "give auto alone, or names"
+        )
+    return names or None
 
 
 def milliseconds(latency: str | float, dense: float) -> float:

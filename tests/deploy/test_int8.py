@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from slimcli.deploy.int8 import BATCH, METHODS, Quantizer
+from slimcli.deploy.int8 import BATCH, METHODS, Quantizer, _shorten
 from slimcli.deploy.onnx import export_onnx
 from slimcli.deploy.runtime import OnnxNetwork
 from slimcli.errors import InputError, ParityError
@@ -80,6 +81,29 @@ def test_a_file_without_ballast_computes_the_same(tmp_path: Path, monkeypatch: p
     onnx.checker.check_model(tmp_path / "int8.onnx", full_check=True)
     assert torch.equal(OnnxNetwork(tmp_path / "int8.onnx")(images), OnnxNetwork(tmp_path / "long.onnx")(images))
     assert (tmp_path / "int8.onnx").stat().st_size < 0.8 * (tmp_path / "long.onnx").stat().st_size
+
+
+def test_short_names_are_new_ones() -> None:
+    def tensor(name: str, value: float, kind: Any) -> onnx.TensorProto:
+        return onnx.numpy_helper.from_array(np.array(value, kind), name)
+
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero_point"], ["x_QuantizeLinear_Output"], "long"),
+        onnx.helper.make_node(
+            "DequantizeLinear", ["x_QuantizeLinear_Output", "x_scale", "x_zero_point"], ["x_DequantizeLinear_Output"], "longer"
+        ),
+        onnx.helper.make_node("Add", ["x_DequantizeLinear_Output", "q0"], ["y"]),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy"]
+    tensors = [tensor("x_scale", 0.5, np.float32), tensor("x_zero_point", 3, np.uint8), tensor("q0", 100.0, np.float32)]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors), opset_imports=[onnx.helper.make_opsetid("", 21)]
+    )
+    _shorten(model.graph)
+    onnx.checker.check_model(model)
+    assert sorted(each.name for each in model.graph.initializer) == ["q0", "q1", "q2"]
+    (found,) = onnx.reference.ReferenceEvaluator(model).run(None, {"x": np.array([1.0, -0.5], np.float32)})
+    assert found.tolist() == [101.0, 99.5]
 
 
 def test_a_layer_that_is_kept_has_its_float_weights(tmp_path: Path) -> None:

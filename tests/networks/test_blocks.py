@@ -111,6 +111,44 @@ def test_a_block_that_is_called_twice_goes_only_with_both_calls() -> None:
     assert names(Around(nn.Conv2d(6, 6, 1), nn.ReLU(), block, block)) == []
 
 
+def test_what_two_blocks_share_stays() -> None:
+    one, other = Added(conv()), Added(conv())
+    other.inner[3] = one.inner[3]  # type: ignore[index, operator]
+    assert names(Around(one, other, Added(conv()))) == ["body.2"]
+    other.inner[3] = conv()[3]  # type: ignore[index, operator]
+    other.inner[3].weight = one.inner[3].weight  # type: ignore[index, union-attr, operator]
+    assert names(Around(one, other)) == ["body"]
+
+
+def test_what_cannot_compute_with_zeros_is_no_block() -> None:
+    class Inverts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.turn = nn.Conv2d(6, 6, 1), nn.Parameter(torch.eye(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(torch.einsum("ij,bjhw->bihw", torch.linalg.inv(self.turn), x))
+
+    assert names(Around(Inverts(), nn.ReLU(), Added(conv()))) == ["body.2"]
+
+
+def test_what_is_given_nothing_is_no_block() -> None:
+    """A gate behind a norm whose scale is zero hands on nothing, whatever its weights are."""
+
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.sigmoid(self.conv(x.mean((2, 3), keepdim=True)))
+
+    norm = nn.BatchNorm2d(6)
+    nn.init.zeros_(norm.weight)
+    inner = nn.Sequential(nn.Conv2d(6, 6, 1), norm, Gate())
+    assert names(Around(Added(inner))) == ["body.0"]
+
+
 def test_a_block_of_which_something_else_is_used_stays() -> None:
     class Peeks(Around):
         def forward(self, x: Tensor) -> Tensor:

@@ -20,10 +20,12 @@ from slimcli.networks.resolve import build
 from slimcli.networks.shapes import shapes_of
 from slimcli.pipeline import job
 from slimcli.pipeline.pace import Pace
-from slimcli.records import LayerShape, Timed
+from slimcli.pipeline.state import units_of_others
+from slimcli.pipeline.train import train
+from slimcli.records import ChannelGroup, LayerShape, Member, Timed
 from slimcli.report.journal import rebuild
 from slimcli.rundir import RunDir
-from slimcli.settings import PruneSettings
+from slimcli.settings import PruneSettings, TrainSettings
 from tests.pipeline.test_job import QUICK
 from tests.said import Said
 
@@ -131,8 +133,60 @@ def test_other_starts_are_as_short(network: dict[str, Any], tmp_path: Path, fina
 
 def test_blocks_alone_may_meet_the_budget_and_are_retrained(network: dict[str, Any], tmp_path: Path) -> None:
     metrics = pruned(tmp_path / "run", network, leave_out=("body.0", "body.1", "body.3"), macs=0.4, round_to=1)
-    assert (metrics["iterations"], metrics["budget_met"]) == ([], True)
-    assert metrics["epochs"] == QUICK["final_epochs"]
+    (step,) = metrics["iterations"]
+    assert (step["kept"], step["epochs"], step["removed"]) == (True, QUICK["epochs"], 48)
+    assert metrics["budget_met"]
+    assert metrics["epochs"] == QUICK["epochs"] + QUICK["final_epochs"]
+    assert not [note for note in metrics["notes"] if "observed first" in note]
+
+
+@pytest.fixture
+def trained(network: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The same, of a network that can do something."""
+    settings = TrainSettings(arch=network["arch"], data="digits", epochs=3, lr=0.1)
+    return network | {"model": str(train(settings, RunDir(tmp_path / "trained")).folder.model)}  # type: ignore[union-attr]
+
+
+def test_blocks_that_cost_too_much_are_taken_back(trained: dict[str, Any], tmp_path: Path) -> None:
+    settings = trained | {"max_drop": 1.0, "epochs": 0, "leave_out": ("body.*",), "macs": 0.9}
+    result = job.run(PruneSettings(**settings), tmp_path / "run")
+    assert result is not None
+    assert [step["kept"] for step in result.metrics["iterations"]] == [False]
+    assert "iteration 1 lost more than the allowed" in result.shortfall
+    assert result.metrics["left_out"] == []
+    before, after = (checkpoint.load(path, trained["arch"]).state_dict for path in (trained["model"], result.folder.model))
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_blocks_that_can_be_done_without_stay_out(trained: dict[str, Any], tmp_path: Path) -> None:
+    loaded = checkpoint.load(trained["model"], trained["arch"])
+    for key in ("weight", "bias"):
+        loaded.state_dict[f"body.2.norm2.{key}"].zero_()
+    checkpoint.save(Path(trained["model"]), loaded)
+    settings = trained | {"max_drop": 0.0, "epochs": 0, "final_epochs": 0, "leave_out": ("body.2",), "iterations": 0}
+    metrics = pruned(tmp_path / "run", settings)
+    assert [step["kept"] for step in metrics["iterations"]] == [True]
+    assert metrics["left_out"] == ["body.2"]
+    assert metrics["slim"]["top1"] == metrics["dense"]["top1"]
+    assert metrics["final"]["distilled"]
+
+
+def test_turns_are_counted_without_it(network: dict[str, Any], tmp_path: Path) -> None:
+    metrics = pruned(tmp_path / "run", network, leave_out=("body.1",), iterations=2)
+    assert len(metrics["iterations"]) == 3
+
+
+def test_another_network_is_trained_in_the_same_shape(network: dict[str, Any], tmp_path: Path) -> None:
+    pruned(tmp_path / "run", network, leave_out=("body.1",), iterations=1)
+    slim = saved_in(tmp_path / "run", network)
+    settings = TrainSettings(arch=network["arch"], like=str(tmp_path / "run/model.pt"), data="digits", epochs=1)
+    train(settings, RunDir(tmp_path / "like"))
+    found = saved_in(tmp_path / "like", network)
+    assert found.left_out == ("body.1",)
+    assert {key: value.shape for key, value in found.state_dict.items()} == {
+        key: value.shape for key, value in slim.state_dict.items()
+    }
+    found.build()
 
 
 def test_auto_leaves_out_what_saves_time(network: dict[str, Any], tmp_path: Path, by_layers: None) -> None:
@@ -152,6 +206,23 @@ def test_auto_leaves_out_those_that_change_least(network: dict[str, Any], tmp_pa
     torch.save(model.state_dict(), network["model"])
     metrics = pruned(tmp_path / "run", network, leave_out=("auto",), latency=0.65)
     assert sorted(metrics["left_out"]) == ["body.1", "body.3"]
+
+
+def test_auto_takes_first_what_changes_nothing(network: dict[str, Any], tmp_path: Path, by_layers: None) -> None:
+    model = build(network["arch"], 10, SHAPE)
+    with torch.no_grad():
+        for block in (1, 2):
+            model.body[block].norm2.weight.zero_()  # type: ignore[index, union-attr, operator]
+    torch.save(model.state_dict(), network["model"])
+    metrics = pruned(tmp_path / "run", network, leave_out=("auto",), latency=0.65)
+    assert sorted(metrics["left_out"]) == ["body.1", "body.2"]
+
+
+def test_patterns_are_of_the_whole_network(network: dict[str, Any], tmp_path: Path, by_layers: None) -> None:
+    settings = {"leave_out": ("auto",), "latency": 0.65, "include": ("body.1.*", "body.2.*")}
+    assert sorted(pruned(tmp_path / "run", network, **settings)["left_out"]) == ["body.1", "body.2"]
+    named = {"leave_out": ("body.*",), "exclude": ("body.1.*",), "iterations": 0}
+    assert pruned(tmp_path / "other", network, **named)["left_out"] == ["body.0", "body.2", "body.3"]
 
 
 def test_auto_heeds_what_is_excluded(network: dict[str, Any], tmp_path: Path, by_layers: None) -> None:
@@ -195,6 +266,10 @@ def test_in_memory_the_given_network_stays_whole(network: dict[str, Any]) -> Non
         ({"leave_out": ("body.1",), "stop": "if"}, "--stop if compares flows"),
         ({"leave_out": ("body.1",), "method": "sap", "granularity": "weight"}, "takes layers away"),
         ({"leave_out": ("auto",), "latency": 0.5, "exclude": ("body.*",)}, "no residual block takes part"),
+        ({"leave_out": ("body.1",), "exclude": ("body.1.*",)}, "are of the same layers"),
+        ({"leave_out": ("auto",), "latency": 0.5, "devices": 2, "device": "cpu"}, "in one process"),
+        ({"leave_out": ("auto",), "latency": 0.5, "round_to": (4, 8)}, "--round-to has 2 numbers"),
+        ({"leave_out": ("auto",), "latency": 0.5, "amount": "1,2"}, "--amount has 2 numbers"),
     ],
     ids=str,
 )
@@ -205,6 +280,25 @@ def test_what_cannot_be_left_out_is_refused(
         job.run(PruneSettings(**network | settings), tmp_path / "run")
     assert words in raised.value.message
     assert not (tmp_path / "run").exists()
+
+
+def test_one_name_is_as_good_as_a_list() -> None:
+    assert PruneSettings(leave_out="body.1").leave_out == ("body.1",)  # type: ignore[arg-type]
+    assert PruneSettings(leave_out=["auto"], latency=0.5).leave_out == ("auto",)  # type: ignore[arg-type]
+    assert PruneSettings(leave_out=()).leave_out is None
+    with pytest.raises(SettingsError, match="chooses the blocks itself"):
+        PruneSettings(leave_out=("auto", "body.1"))
+
+
+def test_units_of_others_are_as_many_channels() -> None:
+    """A group of four channels a unit, and the same layers with one a unit, or three."""
+    four, one, three = (
+        ChannelGroup("stem", (Member("stem", tuple(range(24 // each))),) * each, 24 // each) for each in (4, 1, 3)
+    )
+    assert [group.per_unit for group in (four, one, three)] == [4, 1, 3]
+    assert units_of_others({"stem": 2}, [four], [one]) == {"stem": 8}
+    assert units_of_others({"stem": 2}, [four], [three]) == {"stem": 3}
+    assert units_of_others({}, [], [three]) == {"stem": 8}
 
 
 def test_a_network_without_blocks_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

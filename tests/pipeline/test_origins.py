@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from slimcli.pruning import surgery
 from slimcli.rundir import RunDir
 from slimcli.settings import FINALS, PruneSettings, TrainSettings
 from slimcli.training.engine import Engine
+from tests.shrinking import dense
 
 QUICK: dict[str, Any] = {
     "train_samples": 400,
@@ -46,7 +48,7 @@ def test_rewound_survivors_have_their_first_weights(arch: str, shape: tuple[int,
     origins = Origins(origins.dense, origins.groups, shape, Known(first=first))
     group = origins.groups[1]
     removed = {member.layer: [member.channels[unit] for unit in (0, 2)] for member in group.members}
-    model = origins.rewound(removed)
+    model = origins.rewound(replace(dense(origins.dense, shape), removed=removed))
     for member in group.members:
         kept = [c for c in range(first[f"{member.layer}.weight"].shape[0]) if c not in removed[member.layer]]
         weight = model.get_submodule(member.layer).weight
