@@ -94,7 +94,7 @@ def _run(arguments: list[str]) -> int:
     except typer.TyperException as error:
         return _fail(arguments, "UsageError", _said(error.format_message(), arguments), _usage_hint(error), 2)
     except Terminated:
-        return _fail(arguments, "Terminated", "terminated; what was finished is kept", "", 143)
+        return _fail(arguments, "Terminated", "terminated", "", 143)
     except (KeyboardInterrupt, typer.Abort):
         result = _INTERRUPTED
     except OSError as error:
@@ -108,7 +108,7 @@ def _run(arguments: list[str]) -> int:
         first_line = (str(error).splitlines() or [""])[0]
         return _fail(arguments, type(error).__name__, f"failed: {type(error).__name__}: {first_line}", "--debug shows where", 1)
     if result == _INTERRUPTED:  # typer turns Ctrl-C into this code
-        return _fail(arguments, "Interrupted", "interrupted; what was finished is kept", "", _INTERRUPTED)
+        return _fail(arguments, "Interrupted", "interrupted", "", _INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

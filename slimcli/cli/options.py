@@ -47,7 +47,7 @@ Out = Annotated[
     Path | None,
     typer.Option("-o", "--out", help="The run folder.", show_default="below runs/, numbered when taken", rich_help_panel=_WHERE),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.", rich_help_panel=_WHERE)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.", rich_help_panel=_WHERE)]
 
 DataName = Annotated[str | None, typer.Option("--data", help="See `slim list data`.", rich_help_panel=_DATA)]
 DataRoot = Annotated[

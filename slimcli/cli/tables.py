@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
@@ -239,9 +240,18 @@ def anatomy(network: JsonDict) -> list[Table]:
     prunable = [group for group in network["groups"] if group["prunable"]]
     groups.caption = f"{len(prunable)} of {len(network['groups'])} groups can be pruned"
     if network["blocks"]:
-        groups.caption += f"\nblocks that --leave-out can take: {in_short(network['blocks'])}"
+        groups.caption += f"\nblocks that --leave-out can take: {', '.join(_patterns(network['blocks']))}"
+    if network["left_out"]:
+        groups.caption += f"\nleft out already: {', '.join(network['left_out'])}"
     groups.caption_justify = "left"
     return [layers, groups]
+
+
+def _patterns(blocks: Sequence[str]) -> list[str]:
+    """Blocks as `--leave-out` takes them: `layer1.*` where there are several of one parent."""
+    parents = Counter(block.rpartition(".")[0] for block in blocks)
+    several = {parent: f"'{parent}.*' ({number})" for parent, number in parents.items() if parent and number > 1}
+    return list(dict.fromkeys(several.get(block.rpartition(".")[0], block) for block in blocks))
 
 
 def in_short(names: Sequence[str]) -> str:

@@ -163,7 +163,7 @@ def read(path: Path, trust_pickle: bool = False) -> Any:
         raise CheckpointError(f"{path} is a folder", f"name the checkpoint in it, for example {path / 'model.pt'}")
     if path.suffix.lower() in _ELSEWHERE:
         raise CheckpointError(
-            f"{path} is {_ELSEWHERE[path.suffix.lower()]}, which cannot be pruned", "pass the PyTorch checkpoint it came from"
+            f"{path} is {_ELSEWHERE[path.suffix.lower()]}, which is not read here", "pass the PyTorch checkpoint it came from"
         )
     try:
         with warnings.catch_warnings():
@@ -177,7 +177,7 @@ def read(path: Path, trust_pickle: bool = False) -> Any:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     text = str(error)
     if "TorchScript" in text:
-        return CheckpointError(f"{path} is a TorchScript archive, which cannot be pruned", "pass the state dict it was made from")
+        return CheckpointError(f"{path} is a TorchScript archive, which is not read here", "pass the state dict it was made from")
     if ".tar format" in text:
         return CheckpointError(
             f"{path} is in the tar format of PyTorch before 0.4, which cannot be read safely",

@@ -9,7 +9,7 @@ from torch import nn
 
 from slimcli import processes
 from slimcli.data.loaders import Data
-from slimcli.errors import SettingsError, suggest
+from slimcli.errors import SettingsError
 from slimcli.networks.blocks import Block, Chain, chains_of, changes, residual_blocks
 from slimcli.pipeline.decisions import first_batches
 from slimcli.pruning.methods import ONE_PROCESS
@@ -28,9 +28,8 @@ def named(model: nn.Module, data: Data, settings: PruneSettings) -> tuple[str, .
     for pattern in settings.leave_out or ():
         matching = [block for block in known if fnmatch.fnmatch(block.name, pattern)]
         if not matching:
-            raise SettingsError(
-                f"--leave-out {pattern!r} matches no residual block", suggest(pattern, [block.name for block in known])
-            )
+            hint = _nearest(pattern, [block.name for block in known])
+            raise SettingsError(f"--leave-out {pattern!r} matches no residual block", hint)
         kept = [block for block in matching if _excluded(block, settings)]
         if len(kept) == len(matching):
             raise SettingsError(f"--leave-out {pattern!r} and --exclude are of the same layers", "leave one of the two out")
@@ -59,6 +58,15 @@ def _found(model: nn.Module, data: Data) -> tuple[Block, ...]:
             "leave it out",
         )
     return found
+
+
+def _nearest(pattern: str, known: list[str]) -> str:
+    """What may be meant: the block around it, or those in it."""
+    if around := [name for name in known if pattern.startswith(f"{name}.")]:
+        return f"the block is {around[0]}"
+    if any(name.startswith(f"{pattern}.") for name in known):
+        return f"all blocks in it are '{pattern}.*'"
+    return f"known are: {', '.join(known)}"
 
 
 def _excluded(block: Block, settings: PruneSettings) -> bool:

@@ -27,6 +27,7 @@ def inspect(
 
     `model` is a file or the name of a network (for `classes`).
     """
+    left_out: tuple[str, ...] = ()
     built_in = ARCHS.get(model.partition("(")[0])
     if arch is None and not Path(model).exists() and (built_in or ":" in model):
         name, shape = model, input_shape or (built_in.input_shape if built_in else (3, 224, 224))
@@ -36,7 +37,7 @@ def inspect(
         raise ArchError(f"there is no file or network {model!r}", "see `slim list archs`")
     else:
         loaded = checkpoint.load(model, arch, trust_pickle, input_shape)
-        name, shape, network = loaded.arch, loaded.input_shape, loaded.build()
+        name, shape, network, left_out = loaded.arch, loaded.input_shape, loaded.build(), loaded.left_out
     groups = verify(network, shape, surgery.find_groups(network, shape, linear))
     cost = count(network, shape)
     macs = {layer.name: layer.macs for layer in cost.layers}
@@ -58,4 +59,5 @@ def inspect(
             for group in groups
         ],
         "blocks": [block.name for block in residual_blocks(network, shape)],
+        "left_out": list(left_out),
     }

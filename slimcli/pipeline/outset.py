@@ -141,8 +141,8 @@ def _units_in_time(
         ) from error
     if units is None:
         raise SettingsError(
-            f"--latency {settings.latency} is out of reach: the network takes {network.latency.dense:.3g} ms here, and too "
-            "little of it is in what can be removed",
+            f"--latency {settings.latency} is out of reach: the network takes {network.latency.dense:.3g} ms here, and "
+            f"{pace.least or 1:.1%} of that as narrow as it gets",
             "allow more time" + ("" if settings.linear else ", or let hidden linear layers shrink too: --linear"),
         )
     return units

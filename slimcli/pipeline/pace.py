@@ -54,6 +54,8 @@ class Pace:
         self._folder: TemporaryDirectory[str] | None = None
         self._runs = 0
         self._layers = LayerTimes()
+        self.least: float | None = None
+        """The share of the dense network's time that the narrowest network takes, once that was tried."""
 
     def time(self, model: nn.Module) -> Timed:
         """What one image takes. Raises `ParityError` for a network that cannot be exported."""
@@ -137,6 +139,7 @@ class Pace:
         if fast_enough is not None:
             return on(fast_enough)
         fits(narrowest)  # or is known
+        self.least = shares[tuple(narrowest.values())] * budget.milliseconds(network.latency) / network.latency.dense
         return narrowest if shares[tuple(narrowest.values())] <= 1 else None
 
     def _export(self, model: nn.Module, name: str) -> Path:

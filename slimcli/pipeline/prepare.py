@@ -62,6 +62,8 @@ def prepare(settings: PruneSettings, progress: Progress | None = None) -> Prepar
             f"the network was trained on {loaded.data.get('name')}, not on {subject.data.name}: if they share images, some of "
             "those held out were trained on; give images it never saw with --val-data"
         )
+    if gone := sum(map(len, subject.checkpoint.removed.values())):
+        notes.append(f"this network is slim already ({plural(gone, 'filter')} fewer): what it is now counts as dense")
     settings = replace(settings, arch=subject.checkpoint.arch)
     teacher = _teacher(settings, subject)
     state, plan, origins = start(subject.model, subject.data, history, settings, _past(subject, settings.arch or ""), progress)
@@ -70,7 +72,8 @@ def prepare(settings: PruneSettings, progress: Progress | None = None) -> Prepar
     notes += plan.forced(state.network)
     left_out, met = state.network.left_out, plan.budget.met_already(state.network)
     if left_out:
-        notes.append(f"{plural(len(left_out), 'block')} left out whole: {', '.join(left_out)}")
+        within = "; the budget is met without them, and no filter goes" if met else ""
+        notes.append(f"{plural(len(left_out), 'block')} left out whole: {', '.join(left_out)}{within}")
     elif met:
         notes.append("the network is within the budget as it is: it is handed over unchanged")
     elif settings.leave_out is not None:

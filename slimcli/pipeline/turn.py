@@ -303,7 +303,8 @@ def _line(step: Iteration, dense: Score, plan: Plan, network: Network, settings:
     size = f"weights {step.remaining:.1%}, " if network.masks is not None else ""
     widths = ",".join(str(group.width) for group in network.prunable[:6]) + ("..." if len(network.prunable) > 6 else "")
     if network.latency is not None:
-        size += f"latency {network.latency.slim:.3g} ms ({network.latency.slim / network.latency.dense:.1%}), "
+        now, whole = network.latency.slim, network.latency.dense
+        size += f"latency {now:.3g} of {whole:.3g} ms ({now / whole:.1%}), "
     return (
         f"iteration {step.index}: {size}MACs {step.macs / cost.macs:.1%}, parameters {step.params / cost.params:.1%}, "
         f"held-out {measure.title} {measure.figure(step.score)} ({measure.change(step.score, dense.value)}; "
