@@ -7,9 +7,12 @@ import json
 import math
 import random
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -84,6 +87,22 @@ def test_a_run_that_was_interrupted_ends_as_it_would_have(tiny_checkpoint: Path,
     job.resume(tmp_path / "b")
     one, other = (checkpoint.load(tmp_path / name / "model.pt").state_dict for name in "ab")
     assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_interruptions_of_the_slower_network_make_it_no_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside other work most of its calls take thrice as long, and few of the fast one's: so do their medians."""
+
+    def bench(paths: Sequence[Path], runs: int) -> Any:
+        samples = np.empty((10, 100, 2))
+        samples[:, :, 0], samples[:, :, 1] = 2.0, 0.5
+        samples[:, 30:, 0], samples[:, 95:, 1] = 6.0, 1.5
+        p50 = [SimpleNamespace(p50=float(np.median(samples[:, :, model]))) for model in (0, 1)]
+        return SimpleNamespace(samples=samples, latencies=[("dense", p50[0]), ("slim", p50[1])])
+
+    monkeypatch.setattr("slimcli.pipeline.pace.bench", bench)
+    timed = Pace(LENET, SHAPE).time(LENET)
+    assert timed.slim / timed.dense == pytest.approx(0.25)
+    assert timed.dense == 6.0
 
 
 @pytest.mark.parametrize("seed", range(6))
