@@ -10,6 +10,7 @@ from pathlib import Path
 from slimcli.disk import write_atomically
 from slimcli.measures import Measure, measure_of, value_of
 from slimcli.records import JsonDict
+from slimcli.report.formats import plural
 
 SIGNATURE = "Written by `slim run"
 
@@ -162,9 +163,9 @@ def _conv_layers(step: JsonDict, side: int) -> list[int]:
 
 
 def _filters(step: JsonDict, steps: Sequence[JsonDict]) -> str:
-    """The widths of the layers that are narrower than in the recipe's first network."""
+    """The widths of the layers that are narrower than in the recipe's first network, and how many blocks are left out."""
     first = {layer["name"]: layer["filters"][0] for layer in steps[0]["metrics"].get("layers", [])}
-    layers = step["metrics"].get("layers", [])
-    return ", ".join(
-        str(layer["filters"][1]) for layer in layers if layer["filters"][1] != first.get(layer["name"], layer["filters"][0])
-    )
+    present = {layer["name"]: layer["filters"] for layer in step["metrics"].get("layers", []) if layer["filters"][1]}
+    narrower = [str(now) for name, (before, now) in present.items() if now != first.get(name, before)]
+    left_out = step["metrics"].get("left_out")
+    return ", ".join(narrower + ([f"without {plural(len(left_out), 'block')}"] if left_out else []))
