@@ -58,7 +58,7 @@ def finish(job: Prepared, folder: RunDir, outcome: Outcome, dense_test: Score, s
         **slim_test.facts(),
         held_out=metrics["held_out"],
         epochs=outcome.epochs,
-        **{key: metrics[key] for key in ("training_macs", "final", "dead_filters", "sparsity")},
+        **{key: metrics[key] for key in ("training_macs", "final", "dead_filters", "sparsity", "left_out")},
         budget_met=outcome.budget_met,
         **asdict(outcome.network.cost),
     )

@@ -96,7 +96,7 @@ def _pruned(start: JsonDict, events: Sequence[JsonDict]) -> JsonDict:
         "dead_filters": (end or {}).get("dead_filters", {}),
         "sparsity": (end or {}).get("sparsity"),
         "layers": layers_between(before["layers"], after.get("layers", [])),
-        "left_out": start.get("left_out", []),
+        "left_out": (end or start).get("left_out", []),
         "frozen": start.get("frozen", []),
         "notes": [*start.get("notes", []), *deployed.get("notes", [])],
         "environment": start.get("environment", {}),

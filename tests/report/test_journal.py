@@ -128,6 +128,7 @@ METRICS: JsonDict = {
     "final": FINAL,
     "dead_filters": {"conv": 1},
     "sparsity": None,
+    "left_out": [],
     "layers": [
         {"name": "conv", "type": "Conv2d", "filters": [20, 18], "macs": [900, 700], "params": [50, 40]},
         {"name": "fc", "type": "Linear", "filters": [10, 10], "macs": [100, 100], "params": [50, 50]},
