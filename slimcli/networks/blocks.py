@@ -29,15 +29,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Chain:
-    """Blocks of one stage, one behind the other; first those that change least of what passes, `changes` says how much."""
+    """Blocks of one stage, one behind the other, called by the first of them; in order of what they change of what passes
+    (`changes`), least first.
+    """
 
+    name: str
     blocks: tuple[Block, ...]
     changes: tuple[float, ...]
-
-    @property
-    def name(self) -> str:
-        """That of the block that is defined first."""
-        return min(self.blocks, key=lambda block: _natural(block.name)).name
 
     def without(self, kept: int) -> tuple[Block, ...]:
         """The blocks that go where so many are kept."""
@@ -76,14 +74,14 @@ def residual_blocks(model: nn.Module, input_shape: Sequence[int]) -> tuple[Block
 
 
 def chains_of(blocks: Iterable[Block], changes: dict[str, float]) -> tuple[Chain, ...]:
-    """Blocks with the same parent and the same size of what passes, as chains; `changes` say what each changes of it."""
+    """Blocks, in definition order, with the same parent and the same size of what passes, as chains; `changes` by their names."""
     together: dict[tuple[str, tuple[int, ...]], list[Block]] = {}
     for block in blocks:
         together.setdefault((block.name.rpartition(".")[0], block.size), []).append(block)
     chains = []
     for each in together.values():
         ordered = sorted(each, key=lambda block: changes[block.name])
-        chains.append(Chain(tuple(ordered), tuple(changes[block.name] for block in ordered)))
+        chains.append(Chain(each[0].name, tuple(ordered), tuple(changes[block.name] for block in ordered)))
     return tuple(chains)
 
 
@@ -178,7 +176,3 @@ def _zero(block: nn.Module) -> None:
 
 def _first(output: Any) -> Tensor:
     return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-
-
-def _natural(name: str) -> list[Any]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
